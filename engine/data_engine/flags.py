@@ -78,7 +78,7 @@ class Flags:
     chat_template_kwargs: str | None = None
     """more arguments of the chat template, as a JSON object: {"enable_thinking": false}"""
     limit: int | None = None
-    """only the first N questions"""
+    """only the first N questions; a later start may ask more"""
     continue_from_stage: int = 0
     """0 sample, 1 score, 2 pair; earlier stages must be complete"""
     stop_after_stage: int = 2
@@ -88,7 +88,7 @@ class Flags:
     shard_index: int = 0
     """see num_shards"""
     unit_size: int | None = None
-    """questions a unit, or auto: number of questions / 1024, rounded up, between 8 and 256"""
+    """questions a unit, or auto: that of the units that are there, or number of questions / 1024, between 8 and 256"""
     rewards: str = DEFAULT
     """sources of reward, as in implicit,contrast; known: implicit, contrast, yesno, scalar, critic, rule"""
     yesno_model_path: str | None = None

@@ -17,7 +17,8 @@ FLAGS = (
 
 
 def of_pairing(run_file: Mapping, told: Mapping) -> dict:
-    """run.json with a pairing's sources of reward, their models, and whether those of `implicit` share a tokenizer.
+    """run.json with a pairing's sources of reward, their models, whether those of `implicit` share a tokenizer, and
+    the number of its questions.
 
     `told` is what read_metadata gives of the pairing.
 
@@ -28,7 +29,14 @@ def of_pairing(run_file: Mapping, told: Mapping) -> dict:
     roles = {stages.TRAINED, *RunStages.of(config).roles}
     models = {role: model for role, model in run_file.get("models", {}).items() if role in roles}
     same = {"same_tokenizer": told["same_tokenizer"]} if "implicit" in stages.chosen(told["rewards"]) else {}
-    return {**run_file, "config": config, "models": models, **same}
+    return {**run_file, "config": config | _limit(run_file, told), "models": models, **same}
+
+
+def _limit(run_file: Mapping, told: Mapping) -> dict[str, int]:
+    """--limit of the pairing, where a later start has another one."""
+    asked = told.get("funnel", {}).get("questions")
+    there = run_file.get("units", {}).get("num_questions")
+    return {} if None in (asked, there) or asked == there else {"limit": asked}
 
 
 def _needed_flags(config: Mapping, told: Mapping) -> dict[str, str]:

@@ -18,8 +18,9 @@ from data_engine.flag_files import names_in
 SAMPLE, REWARD, PAIR = 0, 1, 2
 
 
-# What every unit is bound to: the rows of the dataset, how they are read and cut, and how exactly is computed.
-EVERY_UNIT = ("dataset", "columns", "question", "system", "limit", "unit_size", "device", "dtype")
+# What every unit is bound to: the dataset, how its rows are read and cut, and how exactly is computed. How many of its
+# rows a run asks, --limit, shapes none but the last: see job/published.py.
+EVERY_UNIT = ("dataset", "columns", "question", "system", "unit_size", "device", "dtype")
 # What every unit that a model computes is bound to, besides.
 EVERY_MODEL = ("compile_layers",)
 # Settings that decide which pixels a model sees.

@@ -80,7 +80,8 @@ def test_settings_of_drawing_do_not_matter_to_given_answers(given, name):
 
 def test_rows_and_pictures_matter_to_given_answers_too(given):
     run, flags = given
-    for name, value in {"limit": 3, "exif": "ignore", "max_megapixels": 32.0, "unit_size": 3}.items():
+    assert "has answers to the first 5 questions, and this start asks 3" in run.refusal(**flags, limit=3)
+    for name, value in {"exif": "ignore", "max_megapixels": 32.0, "unit_size": 3}.items():
         assert f"{name} was " in run.refusal(**flags, **{name: value})
 
 

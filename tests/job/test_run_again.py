@@ -24,7 +24,7 @@ def test_other_pairing_settings_recompute_stage_2_only(config, tmp_path, monkeyp
     assert len(read(tmp_path / "work/pairs")) < len(pairs)
 
 
-@pytest.mark.parametrize("settings", [{"temperature": 0.9}, {"limit": 1}, {"dtype": "bfloat16"}, {"unit_size": 9}])
+@pytest.mark.parametrize("settings", [{"temperature": 0.9}, {"dtype": "bfloat16"}, {"unit_size": 9}])
 def test_a_work_dir_of_another_configuration_is_refused_by_name(config, tmp_path, settings):
     dataset = write(tmp_path / "questions.parquet", hostile_rows()[:1])
     worker.run(config(dataset, stop_after_stage=0))

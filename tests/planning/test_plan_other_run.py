@@ -48,10 +48,21 @@ def begun(job, capsys):
     return job
 
 
-def test_another_limit_is_told_once(begun, capsys):
-    """The other number of questions is what follows from it."""
+def test_a_smaller_limit_is_told_once_and_no_other_one(begun, capsys):
     message = refused_by_both(capsys, *words(begun, limit="1"))
-    assert re.search(r"holds another run: limit was not set, now 1; units of sampled_answer, .* were computed", message)
+    assert "has answers to the first 2 questions, and this start asks 1: limit may grow and not shrink" in message
+    for number in ("2", "9"):
+        found = told(capsys, *words(begun, limit=number))
+        assert found["problems"] == []
+        assert [stage["questions"] for stage in found["plan"]["stages"][:3]] == [0, 0, 0]
+
+
+def test_the_plan_of_a_larger_limit_has_the_unit_that_the_smaller_one_cut_short(job, capsys):
+    flags = job | {"sample_k": "2", "rank": "1", "max_new_tokens": "4", "unit_size": "2", "threads": "1"}
+    assert main.main(["run", *words(flags, limit="1")]) in (0, 4)
+    capsys.readouterr()
+    found = told(capsys, *words(flags, limit="2"))
+    assert [(stage["units"], stage["questions"]) for stage in found["plan"]["stages"][:3]] == [(1, 2)] * 3
 
 
 def test_a_work_dir_of_other_questions_as_many_is_refused_as_the_run_refuses_it(begun, tmp_path, capsys):

@@ -24,8 +24,8 @@ CONFIG = {
     "limit": None,
 }
 RUN_FILE = {
-    "config": CONFIG,
-    "bound": {"sample_k": 6, "limit": 8},
+    "config": CONFIG | {"limit": 8},
+    "bound": {"sample_k": 6},
     "places": {"dataset_path": "/data/questions"},
     "models": {"instruct": {"family": "llava"}, "reward": {}},
     "versions": {"data_engine": "0.1.0"},

@@ -1,5 +1,6 @@
 """`data-engine report`: the report of a run whose pairs are written, from its work_dir and its dataset. No torch."""
 
+import dataclasses
 import logging
 import sys
 import webbrowser
@@ -32,15 +33,15 @@ def main(argv: Sequence[str]) -> int:
         if compared == run.name:
             raise UserError(f'--compare "{compared}" is the pairing itself: name another one, or another with --name')
         require_pairing(work_dir, compared)
+        # By another --limit one of them has more questions, those of the other among them.
+        other = open_finished(work_dir, places, name=compared)
+        run = dataclasses.replace(run, questions=max(run.questions, other.questions, key=len))
     # Imported late: numpy would delay the messages before.
-    from data_engine.pipeline.export import read_metadata
     from data_engine.pipeline.pair import pairs_file, read_funnel
     from data_engine.reporting import compare, page
     from data_engine.store.atomic import replacing
 
     config = run.config
-    if compared is not None:
-        read_metadata(work_dir, compared)
     read = [run.pairs] if compared is None else [run.pairs, pairs_file(work_dir, compared)]
     if compared is None:
         path = page.report_path(work_dir, run.name)

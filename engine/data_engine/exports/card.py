@@ -181,7 +181,7 @@ def _answers(run_file: Mapping) -> str:
     # What would have shaped sampled answers is bound all the same.
     shaping = stages.GIVEN if elsewhere else stages.SAMPLING_BY_VLLM
     names = [*shaping.settings, "question", "system", "columns", "limit", "device", "dtype"]
-    names = [name for name in names if name != "answers_vocabulary"]
+    names, bound = [name for name in names if name != "answers_vocabulary"], bound | {"limit": config.get("limit")}
     # Not `in (None, False)`: 0 equals False, and greedy answers have a temperature of 0.
     set_to = [(name, bound[name]) for name in names if bound.get(name) is not None and bound[name] is not False]
     hashed = ("chat_template", "answers")

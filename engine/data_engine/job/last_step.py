@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_engine import exports
-from data_engine.job import run_file
+from data_engine.job import limit, run_file
 from data_engine.job.plan import Plan
 from data_engine.of_pairing import of_pairing
 from data_engine.pipeline import pair, unrewarded
@@ -55,6 +55,7 @@ def pair_all(plan: Plan, scratch: Path) -> bool:
     For who is alone; all that is published is renamed out of the folder `scratch`.
     """
     config = plan.config
+    limit.require_newest(plan.work_dir, run_file.read(plan.work_dir), len(plan.questions))
     pair.require_units(plan.work_dir, len(plan.unit_rows), plan.stages)
     units.sweep(plan.work_dir)
     # This start may take no given answers, and may not be followed by the commands that leave the others.

@@ -12,7 +12,7 @@ from data_engine import exports, stages
 from data_engine.config import RunConfig
 from data_engine.config_checks import ZERO3_AND_VLLM, without_pairs
 from data_engine.errors import UserError
-from data_engine.job import budgets, by_vllm, run_file
+from data_engine.job import budgets, by_vllm, limit, run_file
 from data_engine.job.checkpoints import Checkpoint, have_same_tokenizer, kinship_warnings, why_sums_alone
 from data_engine.job.given import Given
 from data_engine.models import family_class
@@ -29,7 +29,7 @@ from data_engine.stages import RunStages, Stage
 from data_engine.store import units
 from data_engine.store.claims import Claims
 from data_engine.store.file_hashes import FileHashes
-from data_engine.store.made_from import read_unit
+from data_engine.store.made_from import read_unit, require_questions
 from data_engine.vllm_settings import gpus_of_an_engine
 
 NO_IMAGES = (
@@ -93,6 +93,7 @@ class Plan:
         bound = _bound(config, len(questions), target)
         # Before minutes of hashing.
         run_file.require_same(work_dir, bound, run_stages)
+        limit.require_reach(work_dir, bound["unit_size"], len(questions))
         claims = Claims(run_file.make_work_dir(work_dir), ranks.rank)
         hashes = FileHashes(work_dir, claims)
         bound |= run_file.content(hashes, questions, config.answers, checkpoints)
@@ -102,8 +103,8 @@ class Plan:
             run_file.require_same(work_dir, bound, run_stages)
             given = Given.of(config, questions, checkpoints, hashes, claims)
             bound["answers_vocabulary"] = trained.vocabulary if given.facts.has_ids else None
-        # On a GPU one queue goes through all units.
-        at_once = len(questions) if device.type == "cuda" else min(len(questions), bound["unit_size"])
+        # On a GPU one queue goes through all units. Whatever --limit leaves of them: it may grow.
+        at_once = questions.num_rows if device.type == "cuda" else bound["unit_size"]
         described = run_file.describe(
             config, questions, bound,
             frozen=budgets.frozen_budgets(config, checkpoints, target, decision, at_once), zero3=decision.as_json(),
@@ -149,8 +150,14 @@ class Plan:
         inputs = {name: read_unit(self.work_dir, known[name], unit, self.bound) for name in stage.needs}
         questions = self.questions.rows(self.unit_rows[unit])
         for needed in inputs.values():
+            require_questions(self.work_dir, unit, needed, len(self.unit_rows[unit]))
             questions = require_same(questions, needed.facts["rows"])
         return UnitWork(unit, questions, inputs)
+
+    @property
+    def figures(self) -> dict[str, int]:
+        """The budgets, and how many questions the run asks: run.json has them while units are published."""
+        return self.budgets | {"num_questions": len(self.questions)}
 
     @property
     def same_tokenizer(self) -> bool:

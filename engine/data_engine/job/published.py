@@ -4,11 +4,12 @@ computed better now. A unit that is set aside counts as missing, and the loop co
 
 import logging
 
+from data_engine import stages
 from data_engine.job.plan import Plan
 from data_engine.stages import Stage
 from data_engine.store import units
 from data_engine.store.claims import Claims
-from data_engine.store.made_from import exchanged_input, require_bound
+from data_engine.store.made_from import exchanged_input, require_bound, too_short
 
 log = logging.getLogger(__name__)
 
@@ -16,8 +17,9 @@ log = logging.getLogger(__name__)
 def check(plan: Plan, claims: Claims) -> None:
     """Look at the footer of each published unit of this job's shard.
 
-    Raises UserError for a unit of another computation. Sets aside a unit whose inputs were exchanged, and, where its
-    stage is among those to be computed, one with a row that was missing and can be read now.
+    Raises UserError for a unit of another computation. Sets aside a unit whose inputs were exchanged, one that a
+    smaller --limit cut short, and, where its stage is among those to be computed, one with a row that was missing and
+    can be read now.
     """
     config = plan.config
     todo = {stage.name for stage in plan.stages.between(config.continue_from_stage, config.stop_after_stage)}
@@ -37,9 +39,11 @@ def check(plan: Plan, claims: Claims) -> None:
             if exchanged_input(facts, inputs):
                 # Another rank may have computed both again since the input was read.
                 inputs |= {name: now for name in inputs if (now := _seal(plan, name, unit))}
+            if stage.step == stages.SAMPLE:
+                reason = too_short(facts, len(plan.unit_rows[unit]))
             if exchanged := exchanged_input(facts, inputs):
                 reason = f"its unit of {exchanged} is another one now"
-            elif stage.name in todo:
+            elif stage.name in todo and not reason:
                 reason = _readable_now(plan, unit, {idx for idx, _ in facts["missing"]})
             if reason:
                 _set_aside(plan, claims, stage, unit, (seal, reason))

@@ -22,6 +22,7 @@ import data_engine
 from data_engine import stages
 from data_engine.config import RunConfig
 from data_engine.errors import UserError
+from data_engine.job import limit
 from data_engine.questions.dataset import Questions
 from data_engine.schemas import REFERENCE_COLUMNS
 from data_engine.stages import RunStages, Stage
@@ -30,7 +31,7 @@ from data_engine.store.absent import is_there
 from data_engine.store.atomic import alone_with, creating, read_current, rewrite
 from data_engine.store.file_hashes import HashFiles
 from data_engine.store.made_from import differing_names, told
-from data_engine.store.units import auto_unit_size, split_units
+from data_engine.store.units import auto_unit_size
 from data_engine.vllm_settings import shaping
 
 # It imports torch, which the checks before a run do without.
@@ -62,7 +63,20 @@ def bound_settings(config: RunConfig, num_questions: int, target: "Target | None
         bound |= {"device": target.device.type, "dtype": target.dtype_name}
     for flags in config.source_flags.values():
         bound |= flags.bound
-    return bound | {"unit_size": config.unit_size or auto_unit_size(num_questions)}
+    return bound | {"unit_size": unit_size(config, num_questions)}
+
+
+def unit_size(config: RunConfig, num_questions: int) -> int:
+    """--unit_size; where it is auto, that of the units that are there, or else what the number of questions makes it.
+
+    Raises UserError where run.json is one of something else.
+    """
+    if config.unit_size is not None:
+        return config.unit_size
+    work_dir = Path(config.work_dir)
+    found = read(work_dir)
+    there = found is not None and has_units(work_dir)
+    return found["bound"]["unit_size"] if there else auto_unit_size(num_questions)
 
 
 def content(
@@ -107,11 +121,7 @@ def describe(config: RunConfig, questions: Questions, bound: Mapping, **others: 
     return {
         "layout": LAYOUT,
         "bound": dict(bound),
-        "units": {
-            "num_questions": len(questions),
-            "unit_size": bound["unit_size"],
-            "num_units": len(split_units(len(questions), bound["unit_size"])),
-        },
+        "units": limit.described(questions, bound["unit_size"]),
         "config": asdict(config),
         "places": places(config),
         "versions": {
@@ -134,17 +144,6 @@ def require_same(work_dir: Path, bound: Mapping, run_stages: RunStages) -> None:
     found = read(work_dir)
     if found is not None:
         _refuse_held(work_dir, found["bound"], bound, run_stages)
-
-
-def require_as_many(work_dir: Path, num_questions: int) -> None:
-    """Raise UserError where units of the work_dir are of a dataset with another number of questions."""
-    found = read(work_dir)
-    there = found and found.get("units", {}).get("num_questions")
-    if there not in (None, num_questions) and has_units(work_dir):
-        raise UserError(
-            f"work_dir {work_dir} holds another run: its dataset has {there:,} questions, this one {num_questions:,}. "
-            "Go on with its dataset and limit, or choose another work_dir"
-        )
 
 
 def has_units(work_dir: Path) -> bool:
@@ -240,14 +239,14 @@ def read(work_dir: Path) -> dict | None:
 
 
 @contextlib.contextmanager
-def current(work_dir: Path, stage: Stage, bound: Mapping, frozen: Mapping) -> Iterator[None]:
+def current(work_dir: Path, stage: Stage, bound: Mapping, figures: Mapping) -> Iterator[None]:
     """Inside, run.json keeps the values that a unit of this stage was computed with, and the unit may be published.
 
-    So it does the `frozen` figures, on which the last bits of every unit depend. A start with other values replaces
-    those on which no published unit depends; it looks for units, and replaces, while nobody is inside. Raises UserError
-    where it was faster: units in hand are not published then. Who is stopped inside, between two system calls and for a
-    minute, is not waited for: where its unit was the first, both starts are refused. So it does where there is no
-    run.json any more.
+    So it does the `figures`: the frozen ones, on which the last bits of every unit depend, and how many questions the
+    run asks. A start with other values replaces those on which no published unit depends; it looks for units, and
+    replaces, while nobody is inside. Raises UserError where it was faster: units in hand are not published then. Who is
+    stopped inside, between two system calls and for a minute, is not waited for: where its unit was the first, both
+    starts are refused. So it does where there is no run.json any more.
     """
     with alone_with(work_dir / "run.json", fcntl.LOCK_SH):
         found = read(work_dir)
@@ -256,7 +255,8 @@ def current(work_dir: Path, stage: Stage, bound: Mapping, frozen: Mapping) -> It
                 f'"{work_dir / "run.json"}" is gone: the work_dir was removed or moved while this start was at work. '
                 f"This unit of {stage.name} is dropped"
             )
-        mine, theirs = {name: bound.get(name) for name in stage.bound} | frozen, found["bound"] | found["frozen"]
+        mine = {name: bound.get(name) for name in stage.bound} | figures
+        theirs = found["bound"] | found["frozen"] | found.get("units", {})
         differing = differing_names(theirs, mine)
         if differing:
             raise UserError(
@@ -297,6 +297,8 @@ def _updated(work_dir: Path, described: dict) -> tuple[dict, dict]:
     """run.json as it is, and with this start's bound values, models and places. Raises UserError as open_run does."""
     found, bound = read(work_dir), described["bound"]
     _refuse_held(work_dir, found["bound"], bound, RunStages.of(described.get("config", {})))
+    if asked := described.get("units"):
+        limit.require_reach(work_dir, asked["unit_size"], asked["num_questions"])
     replaces = any(found["bound"][name] != value for name, value in bound.items() if name in found["bound"])
     empty = not has_units(work_dir)
     if replaces and empty:
@@ -304,6 +306,7 @@ def _updated(work_dir: Path, described: dict) -> tuple[dict, dict]:
     # What this start does not use, another one that is at work may. The last bits of published units depend on the
     # frozen figures, which stay.
     new = found | {"bound": found["bound"] | bound, "places": described["places"]}
+    new |= {"units": asked} if asked else {}
     # By it rewards of stages that no pairing has read yet are made.
     new |= {name: described[name] for name in ("same_tokenizer",) if name in described}
     # With those of an earlier start, no unit was computed.
@@ -319,7 +322,7 @@ def _with_models(found: Mapping, described: Mapping) -> dict:
     """
     models, config = described.get("models", {}), described.get("config", {})
     # The columns of every question are bound; those that only sources of reward read may be named by a later start.
-    given = {"rewards", "columns", *(name for source in stages.SOURCES.values() for name in source.given)}
+    given = {"rewards", "columns", "limit", *(name for source in stages.SOURCES.values() for name in source.given)}
     given |= {name for stage in stages.known().values() for name in stage.settings} - {*stages.SAMPLING.settings}
     # A model that a source may do without is of this start also where it names none.
     optional = stages.optional_roles(stages.chosen(config.get("rewards") or stages.DEFAULT))

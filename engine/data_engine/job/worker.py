@@ -302,7 +302,7 @@ class Worker:
         facts = self.made_from.pop((stage.name, unit))
 
         def publish() -> None:
-            current = run_file.current(self.plan.work_dir, stage, self.plan.bound, self.plan.budgets)
+            current = run_file.current(self.plan.work_dir, stage, self.plan.bound, self.plan.figures)
             units.publish_result(self.plan.work_dir, stage.name, unit, result, facts, current)
             progress.unit_done(stage.name, unit, result, questions=questions, seconds=seconds, peak_bytes=peak)
 

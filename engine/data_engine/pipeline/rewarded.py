@@ -15,7 +15,7 @@ from data_engine.preferences.word_count import count_words
 from data_engine.rewards import VALUES, AnswerError, RewardSettings, StageColumns
 from data_engine.schemas import IMPLICIT_ONLY, reward_name
 from data_engine.stages import RunStages, Source
-from data_engine.store.made_from import read_with_inputs
+from data_engine.store.made_from import read_with_inputs, require_questions
 from data_engine.store.sealed import Sealed
 from data_engine.tables import load
 
@@ -96,6 +96,9 @@ def read_rewarded(stored: Stored, unit: int, beta: float, columns: Sequence[str]
     read = _read_stages(stored, unit)
     sampled = read[stages.SAMPLING.name].table.select(list(columns))
     order = stored.order(unit) if stored.order else list(dict.fromkeys(sampled["idx"].to_pylist()))
+    if stored.order and len(read[stages.SAMPLING.name].facts["rows"]) > len(order):
+        # By a larger --limit than that of the pairing it has got more questions since.
+        sampled = sampled.filter(pc.is_in(sampled["idx"], pa.array(order, stored.idx_type)))
     table, spans = _by_question(sampled, unit, order)
     settings, rewards = RewardSettings(beta, stored.same_tokenizer), {}
     for source in stored.run_stages.sources:
@@ -148,6 +151,8 @@ def _read_stages(stored: Stored, unit: int) -> dict[str, Sealed]:
     for stage in stored.run_stages.by_name.values():
         inputs = {name: read[name] for name in stage.needs}
         read[stage.name] = read_with_inputs(stored.work_dir, stage, unit, stored.bound, inputs)
+        if stored.order and stage.step == stages.SAMPLE:
+            require_questions(stored.work_dir, unit, read[stage.name], len(stored.order(unit)))
     return read
 
 

@@ -16,7 +16,7 @@ from data_engine import exports, stages
 from data_engine.config import Draft, RunConfig
 from data_engine.config_checks import without_pairs
 from data_engine.errors import BadRow, UserError
-from data_engine.job import run_file
+from data_engine.job import limit, run_file
 from data_engine.job.earlier import incomplete
 from data_engine.models.check import check_folder
 from data_engine.models.roles import folder_of, naming_flag
@@ -158,11 +158,10 @@ def _same_run(found: Found) -> None:
     config, work_dir = found.config, Path(found.config.work_dir)
     bound = found.known(run_file.bound_settings(config, len(found.questions), None))
     with found.noting("same_run"):
-        # Another limit says more than another number.
-        run_file.require_same(work_dir, {"limit": bound.pop("limit")}, config.stages)
-        # Another number says more than another hash.
-        run_file.require_as_many(work_dir, len(found.questions))
         if run_file.has_units(work_dir):
+            # Another number says more than another hash.
+            limit.require_as_many(work_dir, run_file.read(work_dir), found.questions)
+            limit.require_reach(work_dir, bound.get("unit_size", 1), len(found.questions))
             answers = None if "answers" in found.failed else config.answers
             with telling_unread(work_dir, "dataset and answers", found.warnings):
                 bound |= run_file.content(RememberedHashes(work_dir), found.questions, answers)

@@ -4,10 +4,13 @@ A bound holds for answers as long as max_new_tokens; most answers are shorter, a
 much. Answers of --answers are as many and as long as their file says.
 """
 
+import contextlib
 from pathlib import Path
 from typing import NamedTuple
 
 from data_engine import stages
+from data_engine.errors import UserError
+from data_engine.job import limit, run_file
 from data_engine.planning.found import Found
 from data_engine.preferences import filters
 from data_engine.reporting.choice import NUM_PAIRS
@@ -35,7 +38,11 @@ HEAT_BYTES, SHOWN_PAIR_BYTES, THUMBNAIL_BYTES = 12, 600, 22_000
 def unit_rows(found: Found) -> list[range]:
     """The rows of each unit of the dataset."""
     count = len(found.questions)
-    return units.split_units(count, found.config.unit_size or units.auto_unit_size(count))
+    size = units.auto_unit_size(count)
+    # A run.json that is none is told by a check of its own.
+    with contextlib.suppress(UserError):
+        size = run_file.unit_size(found.config, count)
+    return units.split_units(count, size)
 
 
 def mine(found: Found) -> range:
@@ -49,9 +56,12 @@ def todo(found: Found) -> list[Stage]:
 
 
 def units_left(found: Found) -> dict[str, list[int]]:
-    """Of each stage, the units of this shard that are not published yet."""
-    work_dir, wanted = Path(found.config.work_dir), mine(found)
-    return {stage.name: sorted(set(wanted) - units.published(work_dir, stage.name)) for stage in todo(found)}
+    """Of each stage, the units of this shard that are not published, or that a smaller --limit has cut short."""
+    work_dir, wanted = Path(found.config.work_dir), set(mine(found))
+    again = limit.cut_short(work_dir, unit_rows(found))
+    return {
+        stage.name: sorted(wanted - units.published(work_dir, stage.name) | wanted & again) for stage in todo(found)
+    }
 
 
 def questions_in(found: Found, numbers: list[int]) -> int:

@@ -59,16 +59,21 @@ def checked_ids(column: pa.ChunkedArray, name: str) -> list[int | str]:
             f"{name}: idx is null in {column.null_count} of {len(column)} rows, first in row {first} (counted from 0)"
             f"{_NUMBERED}"
         )
-    try:
-        ids = column.to_pylist()
-    except UnicodeDecodeError:
-        raise UserError(f'{name}: column "idx" holds text that is not valid UTF-8') from None
+    ids = listed_ids(column, name)
     if len(set(ids)) < len(ids):
         repeated = [(value, count) for value, count in Counter(ids).items() if count > 1]
         shown = ", ".join(f"{json.dumps(value)} ({count} times)" for value, count in repeated[:5])
         more = ", ..." if len(repeated) > 5 else ""
         raise UserError(f"{name}: every idx must be unique, but {len(repeated)} are repeated: {shown}{more}{_NUMBERED}")
     return ids
+
+
+def listed_ids(column: pa.ChunkedArray, name: str) -> list:
+    """The ids, as they are. Raises UserError where one is no text."""
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        raise UserError(f'{name}: column "idx" holds text that is not valid UTF-8') from None
 
 
 def has_images(columns: Mapping[str, pa.DataType]) -> bool:

@@ -18,7 +18,7 @@ from data_engine.config import RunConfig
 from data_engine.errors import BadRow, UserError
 from data_engine.flag_files import look_up, nearest_path
 from data_engine.questions.asked import Asked
-from data_engine.questions.column_checks import check_columns, checked_ids, has_images
+from data_engine.questions.column_checks import check_columns, checked_ids, has_images, listed_ids
 from data_engine.questions.conversation import Conversation
 from data_engine.questions.images import BadImage, Decode, MissingImage, decode, which_image
 from data_engine.questions.row_images import read_all
@@ -125,20 +125,33 @@ class Questions:
             if name not in (*INPUT_COLUMNS, *OPTIONAL_COLUMNS) and not holds_bytes(source.columns[name])
         )  # fmt: skip
         self.image_root = image_root
-        self._source, self._system = source, system
+        self._source, self._name, self._system = source, name, system
         self._is_limited = limit is not None
+
+    @functools.cached_property
+    def _every_idx(self) -> list[int | str]:
+        """Also of the rows that `limit` leaves out."""
+        return listed_ids(self._source.ids(None), self._name) if self._is_limited else self.idx
 
     @functools.cached_property
     def beyond_limit(self) -> frozenset[int | str]:
         """The ids of the rows that `limit` leaves out."""
-        return frozenset(self._source.ids(None)[len(self) :].to_pylist()) if self._is_limited else frozenset()
+        return frozenset(self._every_idx[len(self) :])
+
+    @property
+    def num_rows(self) -> int:
+        """Of the dataset, with those that `limit` leaves out."""
+        return len(self._every_idx)
 
     def __len__(self) -> int:
         return len(self.idx)
 
     def fingerprint(self, hash_files: HashFiles) -> str:
-        """In hex, by content: the ids in their order, and every byte of what the rows are read from."""
-        content = hashlib.sha256("\n".join(map(json.dumps, self.idx)).encode())
+        """In hex, by content: the ids in their order, and every byte of what the rows are read from.
+
+        Of the whole dataset, whatever `limit` leaves of it.
+        """
+        content = hashlib.sha256("\n".join(map(json.dumps, self._every_idx)).encode())
         content.update(self._source.fingerprint(hash_files).encode())
         return content.hexdigest()
 
@@ -191,9 +204,12 @@ class Questions:
         return self._source.names.listed(self.columns)
 
     def column(self, name: str) -> Iterator[object]:
-        """One of the optional or further columns, of all rows."""
+        """One of the optional or further columns, of all rows, those that `limit` leaves out too.
+
+        What is made of the whole column is the same whatever the limit.
+        """
         cells = _extra_cells if name in self.optional_columns else self._source.values
-        for batch in self._source.batches(range(len(self)), [name]):
+        for batch in self._source.batches(range(self.num_rows), [name]):
             yield from cells(batch.column(name))
 
     def _question(self, idx: int | str, asked: Asked, row: int, problem: str | None, extra: dict) -> Question:

@@ -87,7 +87,7 @@ def _dataset(run_file: Mapping) -> str | None:
 def _answers(run_file: Mapping, num_questions: int) -> str:
     config = run_file.get("config", {}) | run_file.get("bound", {})
     given = run_file.get("config", {}).get("answers")
-    limit = config.get("limit")
+    limit = run_file.get("config", {}).get("limit")
     told = _noted(f"{num_questions:,}", [f"limit {limit:,}"] if limit else [])
     if given:
         return f"{told}, answers given by {given}"

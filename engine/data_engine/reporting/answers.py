@@ -170,7 +170,7 @@ def read_run_file(work_dir: Path, name: str) -> dict:
         return {}
     if not isinstance(found, dict):
         return {}
-    told = metadata_of(work_dir / f"pairs/{name}.parquet", "rewards", "bound", "same_tokenizer")
+    told = metadata_of(work_dir / f"pairs/{name}.parquet", "rewards", "bound", "same_tokenizer", "funnel")
     # Neither a file of before, nor one of sources that this program does not have, keeps the page from being made.
     with contextlib.suppress(KeyError, UserError):
         found = of_pairing(found, told)

@@ -46,6 +46,23 @@ def read_with_inputs(work_dir: Path, stage: Stage, unit: int, bound: Mapping, in
     return found
 
 
+def too_short(facts: Mapping, num_questions: int) -> str | None:
+    """Why a unit of answers that had fewer questions is none of this run: the last one of a smaller --limit, which may
+    have grown. None for all others.
+    """
+    had = len(facts["rows"])
+    return f"it had {had} questions by a smaller --limit, and has {num_questions} now" if had < num_questions else None
+
+
+def require_questions(work_dir: Path, unit: int, sampled: Sealed, num_questions: int) -> None:
+    """Raise DamagedUnitError for a unit of answers that is too_short; it is set aside, as a damaged one is."""
+    if why := too_short(sampled.facts, num_questions):
+        name = stages.SAMPLING.name
+        aside = units.set_aside(work_dir, name, unit, units.REPLACED, units.has_seal(sampled.seal))
+        told = f"was moved to {aside} and will be computed again" if aside else "was exchanged meanwhile"
+        raise units.DamagedUnitError(f"{units.unit_path(work_dir, name, unit)} {told}: {why}")
+
+
 def require_bound(facts: Mapping, stage: Stage, bound: Mapping, where: object) -> None:
     """Raise UserError where a published unit was computed from other values than `bound`."""
     theirs = facts.get("made_from", {}).get("bound", {})

@@ -93,7 +93,7 @@ class Reader:
         names = _stage_names(run_file, held)
         total = planned["num_units"]
         # Asked before the units are counted, so that a run that is done has all of them.
-        is_written = _is_written(self._work_dir)
+        is_written = _is_written(self._work_dir, planned["num_questions"])
         done = {name: self._done(name, total, monotonic) for name in names}
         self._logs.read(now, [name for name in names if done[name] >= total])
         pairs = WAITING if any(count < total for count in done.values()) else READY
@@ -183,20 +183,19 @@ def planned_units(work_dir: Path, run_file: Mapping) -> dict[str, int]:
         raise UserError(f'"{work_dir}/run.json" is not one of a run: {type(error).__name__}: {error}') from None
 
 
-def _is_written(work_dir: Path) -> bool:
-    return any((work_dir / "dataset").glob("dpo_dataset*.parquet")) or _nothing_fits(work_dir)
-
-
-def _nothing_fits(work_dir: Path) -> bool:
-    """Whether pairs are written of which dataset/ can hold none, so that there is no dataset/."""
+def _is_written(work_dir: Path, num_questions: int) -> bool:
+    """Whether the pairs are written, those of as many questions as the run asks: --limit may have grown since."""
+    has_dataset = any((work_dir / "dataset").glob("dpo_dataset*.parquet"))
     if not (work_dir / "pairs/pairs.parquet").is_file():
-        return False
-    # Imported late: pyarrow and numpy would delay every call.
+        return has_dataset
+    # Imported late: it would delay every call.
     from data_engine.pipeline.pair import read_funnel
 
     try:
         funnel = read_funnel(work_dir)
     # A file that is broken, or of an earlier version.
     except (ValueError, KeyError, TypeError):
-        return False
-    return not funnel.written and bool(funnel.not_fitting or funnel.not_written)
+        return has_dataset
+    # dataset/ can hold none of some pairs, and is not there then.
+    nothing_fits = not funnel.written and bool(funnel.not_fitting or funnel.not_written)
+    return funnel.questions == num_questions and (has_dataset or nothing_fits)
