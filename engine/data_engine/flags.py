@@ -263,7 +263,7 @@ GONE = {
 CALLED_ELSEWHERE = {
     **dict.fromkeys(("k", "n", "samples", "num_samples", "num_generations", "num_return_sequences"), "sample_k"),
     **dict.fromkeys(("model", "model_path", "model_id", "model_name_or_path"), "instruct_model_path"),
-    **dict.fromkeys(("data", "train_file"), "dataset_path"),
+    **dict.fromkeys(("data", "questions", "train_file"), "dataset_path"),
     **dict.fromkeys(("out", "output", "output_dir", "save_dir"), "work_dir"),
     **dict.fromkeys(("prompt", "instruction"), "question"),
     **dict.fromkeys(("max_samples", "num_questions"), "limit"),

@@ -122,7 +122,7 @@ def test_names_of_other_programs_stand_for_flags_and_are_none():
         (["--batch_size", "8"], "unknown flag --batch_size; data-engine run --help lists all"),
         # By what others call dtype and limit: precision, num_questions.
         (["--revision", "main"], "unknown flag --revision; data-engine run --help lists all"),
-        (["--questions", "q.parquet"], "unknown flag --questions; data-engine run --help lists all"),
+        (["--questions", "q.parquet"], "unknown flag --questions; did you mean --dataset_path?"),
         (["--resume"], "unknown flag --resume; data-engine run --help lists all"),
         (["--extra", "1"], "unknown flag --extra; data-engine run --help lists all"),
         (["--lookahead"], "--lookahead is gone: on a GPU the next unit always starts"),

@@ -117,7 +117,8 @@ def test_bad_input_exits_with_2_and_says_what_to_mend(job, tmp_path, monkeypatch
 def test_duplicate_idx_exit_with_2_and_are_listed(here, job, tmp_path):
     write_questions(tmp_path, ["a", "b", "a"])
     assert here("validate", *words(job), cwd=tmp_path) == refused(
-        'dataset "q.parquet": every idx must be unique, but 1 are repeated: "a" (2 times)'
+        'dataset "q.parquet": every idx must be unique, but 1 are repeated: "a" (2 times); --columns idx= numbers the '
+        "rows instead"
     )
 
 

@@ -52,7 +52,8 @@ def test_a_limit_that_grows_twice_and_is_left_out_makes_the_dataset_of_all(whole
     assert ranks_that_worked(job) >= ranks
 
 
-@pytest.mark.parametrize("windows", [("mid-write",), pytest.param(WINDOWS, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("windows", [("mid-write",), WINDOWS])
 def test_starts_with_either_limit_that_are_killed_make_the_dataset_of_all(whole, tmp_path, windows):
     log = tmp_path / "kills"
     for number, window in enumerate(windows * 2):

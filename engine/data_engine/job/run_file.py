@@ -221,7 +221,8 @@ def read(work_dir: Path) -> dict | None:
         layout = found.get("layout", 1) if "bound" in found else None
         # A start works by the budgets that are written here, not by its own.
         _ = [found[name] for name in ("bound", "frozen", "versions")]
-    except FileNotFoundError:
+    # A file in the place of the folder is told by the check of the place.
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except PermissionError as error:
         raise disk.forbidden(error, work_dir) from None
