@@ -53,15 +53,14 @@ def test_a_limit_that_grows_twice_and_is_left_out_makes_the_dataset_of_all(whole
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("windows", [("mid-write",), WINDOWS])
-def test_starts_with_either_limit_that_are_killed_make_the_dataset_of_all(whole, tmp_path, windows):
+def test_starts_with_either_limit_that_are_killed_make_the_dataset_of_all(whole, tmp_path):
     log = tmp_path / "kills"
-    for number, window in enumerate(windows * 2):
-        job = again(whole, tmp_path, *(FIRST if number < len(windows) else ()))
+    for number, window in enumerate(WINDOWS * 2):
+        job = again(whole, tmp_path, *(FIRST if number < len(WINDOWS) else ()))
         at = "0" if window == "dataset writing" else "1"
         job.run(code=-9, program="killed", KILL_WINDOW=window, KILL_AT=at, KILL_LOG=str(log))
     run_here(job)
-    assert log.read_text().splitlines() == [*windows, *windows]
+    assert log.read_text().splitlines() == [*WINDOWS, *WINDOWS]
     assert Result.of(job.work_dir) == Result.of(whole.work_dir)
     assert not stray_files(job.work_dir)
 
