@@ -1,6 +1,8 @@
 """Datasets that lack something: rows without an id, pictures without questions, folders of nothing but pictures."""
 
+import errno
 import json
+import os
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -68,6 +70,36 @@ def test_a_folder_of_pictures_says_what_to_add(pictures, tmp_path):
     )
     (tmp_path / "empty").mkdir()
     assert "has no .parquet file" in refusal(str(tmp_path / "empty"), question=QUESTION)
+
+
+def test_folders_of_pictures_that_are_not_looked_into_are_told(pictures, tmp_path, monkeypatch):
+    assert load_questions(str(pictures), question=QUESTION).warnings == []
+    (tmp_path / "elsewhere").mkdir()
+    (pictures / "linked").symlink_to(tmp_path / "elsewhere")
+    (pictures / "pets/circle").symlink_to(pictures)
+    (pictures / ".hidden").symlink_to(pictures)
+    scandir = os.scandir
+
+    def without_rights(folder):
+        if str(folder).endswith("cats"):
+            raise PermissionError(errno.EACCES, "Permission denied", folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", without_rights)
+    questions = load_questions(str(pictures), question=QUESTION, columns={"idx": ""})
+    assert len(questions) == 3
+    assert questions.warnings == [
+        f'folders in "{pictures}" that are links or cannot be read are left out, with their pictures: '
+        "linked, pets/cats, pets/circle"
+    ]
+
+
+@pytest.mark.parametrize("columns", [{"idx": "file_name", "image": "file_name"}, {"question": "prompt"}])
+def test_a_folder_of_pictures_has_no_other_columns(pictures, columns):
+    ours, theirs = next(iter(columns.items()))
+    assert refusal(str(pictures), question=QUESTION, columns=columns) == (
+        f'columns {ours}={theirs}: "{pictures}" is a folder of pictures, whose columns are idx and image'
+    )
 
 
 def test_another_picture_is_another_dataset_and_another_content_another_row(pictures):
@@ -148,6 +180,12 @@ def test_what_rules_read_is_there_beside_added_columns(tmp_path):
     assert list(questions.records(range(2))) == [
         {"idx": 0, "question": QUESTION, "answer": "a cat"}, {"idx": 1, "question": QUESTION, "answer": "a dog"},
     ]  # fmt: skip
+
+
+def test_a_column_of_questions_that_is_not_there_is_refused_beside_a_question(tmp_path):
+    pq.write_table(pa.Table.from_pylist([{"idx": "a"}]), tmp_path / "q.parquet")
+    told = refusal(str(tmp_path / "q.parquet"), question=QUESTION, columns={"question": "promt"})
+    assert told.endswith('has no column "promt"; columns: idx')
 
 
 @pytest.mark.parametrize("column", ["question", "messages"])
