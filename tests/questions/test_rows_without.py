@@ -174,6 +174,13 @@ def test_one_question_for_a_table_of_pictures(tmp_path):
     assert "row has no image" in other.problem
 
 
+def test_the_only_row_of_a_file_may_have_a_picture_and_a_list_of_what_it_shows(tmp_path):
+    (tmp_path / "p.png").write_bytes(picture(1))
+    (tmp_path / "q.jsonl").write_text('{"file": "p.png", "objects": [{"name": "cat"}]}\n')
+    flags = {"columns": {"idx": "", "image": "file"}, "question": QUESTION, "image_root": str(tmp_path)}
+    assert [(row.idx, row.image) for row in read(tmp_path / "q.jsonl", **flags)] == [(0, picture(1))]
+
+
 def test_what_rules_read_is_there_beside_added_columns(tmp_path):
     (tmp_path / "q.jsonl").write_text('{"answer": "a cat"}\n{"answer": "a dog"}\n')
     questions = load_questions(str(tmp_path / "q.jsonl"), columns={"idx": ""}, question=QUESTION, further=("answer",))
