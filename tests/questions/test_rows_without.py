@@ -12,6 +12,7 @@ from question_files import refusal
 from run_files import png
 
 from data_engine.questions.dataset import load_questions
+from data_engine.questions.images import FORMATS
 from data_engine.store.file_hashes import hash_files
 
 QUESTION = "Describe the picture."
@@ -50,6 +51,15 @@ def test_the_same_is_asked_about_each_picture_of_a_folder(pictures):
     assert [row.idx for row in read(pictures, question=QUESTION, limit=3)] == [row.idx for row in rows][:3]
     part = load_questions(str(pictures), question=QUESTION).rows(range(1, 3))
     assert [row.idx for row in part] == ["b.png", "pets/cats/tom.png"]
+
+
+def test_every_name_of_a_kind_of_picture_that_is_read_is_one(pictures):
+    Image.init()
+    endings = [ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS]
+    assert {".jpeg", ".ppm", ".tif"} < {*endings}
+    for number, ending in enumerate(endings):
+        (pictures / f"of kind {number}{ending}").write_bytes(picture(1))
+    assert len(load_questions(str(pictures), question=QUESTION)) == 4 + len(endings)
 
 
 def test_pictures_may_be_numbered_and_have_a_system_text(pictures):

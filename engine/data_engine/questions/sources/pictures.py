@@ -13,7 +13,8 @@ from data_engine.store.file_hashes import HashFiles
 
 # One that Pillow cannot read here leaves its row out with that reason.
 ENDINGS = (
-    ".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jp2", ".avif", ".heic", ".heif",
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".gif", ".tif", ".tiff",
+    ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".jp2", ".avif", ".heic", ".heif",
 )  # fmt: skip
 _COLUMNS = ("idx", "image")
 
