@@ -86,9 +86,7 @@ def test_a_snippet_of_python_runs_as_it_stands(shown, place):
     shutil.copy(place / "data/questions.parquet", place / "exported/scored.parquet")
     values: dict = {"__name__": "shown"}
     exec(compile(stood_in(shown.text), shown.page, "exec"), values)
-    if shown.page == "README.md":
-        assert main(["validate", "--config", "configs/llava-1.5-7b.yaml"]) == 0
-    elif "shorter" in values:
+    if "shorter" in values:
         assert values["shorter"]({}, ["ab", ""]) == [-2, None]
     elif "alone" in values:
         assert values["alone"]({"answer": "B"}, ["B", "(B) a cat", "A", "B or C"]) == [1, 1, 0, 0]
@@ -111,8 +109,20 @@ def test_lines_of_json_are_rows_that_a_run_takes(shown, place, capsys):
     assert "cannot be used" not in capsys.readouterr().out
 
 
+def test_a_folder_of_pictures_is_asked_about_by_what_the_readme_writes_into_the_configuration(place, capsys):
+    [shown] = [one for one in SHOWN if one.kind == "yaml" and one.page == "README.md"]
+    (place / "pictures").mkdir()
+    shutil.copy(place / "picture.jpg", place / "pictures/cat.jpg")
+    (place / "data/questions.parquet").unlink()
+    config = Path("configs/llava-1.5-7b.yaml")
+    kept = [line for line in config.read_text().splitlines() if not line.startswith("dataset_path:")]
+    (place / "pictures.yaml").write_text("\n".join([*kept, shown.text]))
+    assert main(["validate", "--config", "pictures.yaml"]) == 0
+    assert "valid: 1 questions" in capsys.readouterr().out
+
+
 def test_the_template_of_a_critic_is_read():
-    [shown] = [one for one in SHOWN if one.kind == "yaml"]
+    [shown] = [one for one in SHOWN if one.kind == "yaml" and one.page != "README.md"]
     template = template_in(shown.text, shown.page)
     assert template.read("It is all there. Score: 7.5")[0] == 7.5
     assert (template.system, template.max_new_tokens) == ("You are a careful judge.", 512)

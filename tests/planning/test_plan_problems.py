@@ -98,6 +98,14 @@ def test_a_missing_dataset_lets_checkpoints_be_checked_and_the_other_way_round(j
     assert [problem["check"] for problem in found["problems"]] == ["dataset", "checkpoints"]
 
 
+def test_a_blank_question_is_told_alone(job, tmp_path, capsys):
+    """Without it, a folder of pictures is told to need one."""
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures/a.png").write_bytes(b"")
+    found = told(capsys, *words(job, dataset_path=str(tmp_path / "pictures"), question=" "))
+    assert [problem["message"] for problem in found["problems"]] == ["question is empty; is a shell variable unset?"]
+
+
 @pytest.mark.parametrize("rewards", ["rule", "implicit,rule", "critic"])
 def test_a_source_of_reward_without_its_own_flag_is_told_by_that_flag_alone(job, capsys, rewards):
     found = told(capsys, *words(job, rewards=rewards))

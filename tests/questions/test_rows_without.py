@@ -1,6 +1,8 @@
 """Datasets that lack something: rows without an id, pictures without questions, folders of nothing but pictures."""
 
+import errno
 import json
+import os
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,6 +12,7 @@ from question_files import refusal
 from run_files import png
 
 from data_engine.questions.dataset import load_questions
+from data_engine.questions.images import FORMATS
 from data_engine.store.file_hashes import hash_files
 
 QUESTION = "Describe the picture."
@@ -50,6 +53,15 @@ def test_the_same_is_asked_about_each_picture_of_a_folder(pictures):
     assert [row.idx for row in part] == ["b.png", "pets/cats/tom.png"]
 
 
+def test_every_name_of_a_kind_of_picture_that_is_read_is_one(pictures):
+    Image.init()
+    endings = [ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS]
+    assert {".jpeg", ".ppm", ".tif"} < {*endings}
+    for number, ending in enumerate(endings):
+        (pictures / f"of kind {number}{ending}").write_bytes(picture(1))
+    assert len(load_questions(str(pictures), question=QUESTION)) == 4 + len(endings)
+
+
 def test_pictures_may_be_numbered_and_have_a_system_text(pictures):
     rows = read(pictures, question=QUESTION, columns={"idx": ""}, system="Be brief.")
     assert [(row.idx, row.image_path) for row in rows] == [
@@ -68,6 +80,36 @@ def test_a_folder_of_pictures_says_what_to_add(pictures, tmp_path):
     )
     (tmp_path / "empty").mkdir()
     assert "has no .parquet file" in refusal(str(tmp_path / "empty"), question=QUESTION)
+
+
+def test_folders_of_pictures_that_are_not_looked_into_are_told(pictures, tmp_path, monkeypatch):
+    assert load_questions(str(pictures), question=QUESTION).warnings == []
+    (tmp_path / "elsewhere").mkdir()
+    (pictures / "linked").symlink_to(tmp_path / "elsewhere")
+    (pictures / "pets/circle").symlink_to(pictures)
+    (pictures / ".hidden").symlink_to(pictures)
+    scandir = os.scandir
+
+    def without_rights(folder):
+        if str(folder).endswith("cats"):
+            raise PermissionError(errno.EACCES, "Permission denied", folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", without_rights)
+    questions = load_questions(str(pictures), question=QUESTION, columns={"idx": ""})
+    assert len(questions) == 3
+    assert questions.warnings == [
+        f'folders in "{pictures}" that are links or cannot be read are left out, with their pictures: '
+        "linked, pets/cats, pets/circle"
+    ]
+
+
+@pytest.mark.parametrize("columns", [{"idx": "file_name", "image": "file_name"}, {"question": "prompt"}])
+def test_a_folder_of_pictures_has_no_other_columns(pictures, columns):
+    ours, theirs = next(iter(columns.items()))
+    assert refusal(str(pictures), question=QUESTION, columns=columns) == (
+        f'columns {ours}={theirs}: "{pictures}" is a folder of pictures, whose columns are idx and image'
+    )
 
 
 def test_another_picture_is_another_dataset_and_another_content_another_row(pictures):
@@ -142,12 +184,25 @@ def test_one_question_for_a_table_of_pictures(tmp_path):
     assert "row has no image" in other.problem
 
 
+def test_the_only_row_of_a_file_may_have_a_picture_and_a_list_of_what_it_shows(tmp_path):
+    (tmp_path / "p.png").write_bytes(picture(1))
+    (tmp_path / "q.jsonl").write_text('{"file": "p.png", "objects": [{"name": "cat"}]}\n')
+    flags = {"columns": {"idx": "", "image": "file"}, "question": QUESTION, "image_root": str(tmp_path)}
+    assert [(row.idx, row.image) for row in read(tmp_path / "q.jsonl", **flags)] == [(0, picture(1))]
+
+
 def test_what_rules_read_is_there_beside_added_columns(tmp_path):
     (tmp_path / "q.jsonl").write_text('{"answer": "a cat"}\n{"answer": "a dog"}\n')
     questions = load_questions(str(tmp_path / "q.jsonl"), columns={"idx": ""}, question=QUESTION, further=("answer",))
     assert list(questions.records(range(2))) == [
         {"idx": 0, "question": QUESTION, "answer": "a cat"}, {"idx": 1, "question": QUESTION, "answer": "a dog"},
     ]  # fmt: skip
+
+
+def test_a_column_of_questions_that_is_not_there_is_refused_beside_a_question(tmp_path):
+    pq.write_table(pa.Table.from_pylist([{"idx": "a"}]), tmp_path / "q.parquet")
+    told = refusal(str(tmp_path / "q.parquet"), question=QUESTION, columns={"question": "promt"})
+    assert told.endswith('has no column "promt"; columns: idx')
 
 
 @pytest.mark.parametrize("column", ["question", "messages"])

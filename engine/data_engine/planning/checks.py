@@ -290,7 +290,7 @@ CHECKS = (
     Check("exports", _formats, fields=("export",)),
     Check("zero3", _zero3),
     Check("sources", _sources),
-    Check("dataset", _dataset, fields=("dataset_path", "columns", "dataset_split")),
+    Check("dataset", _dataset, fields=("dataset_path", "columns", "question", "dataset_split")),
     Check("columns", _columns, needs=("dataset", "sources")),
     Check("strategy", _strategy, fields=("strategy",)),
     Check("rank_by", _rank_by, fields=("rank_by", "rewards", "yesno_template")),

@@ -65,7 +65,7 @@ def _source(path: str, split: str | None, revision: str | None, names: ColumnNam
     try:
         if is_saved_dataset(local):
             return DatasetsSource(load_folder(path, split), f'dataset "{path}"', names)
-        if local.is_dir() and may_be_pictures and not has_rows(local) and any(pictures_below(local)):
+        if local.is_dir() and may_be_pictures and not has_rows(local) and any(pictures_below(local, [])):
             refuse(split is not None, f'dataset_split "{split}": "{path}" is a folder of pictures; name a folder in it')
             return PicturesSource(local, names)
         if local.is_dir():

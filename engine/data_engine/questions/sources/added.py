@@ -15,6 +15,9 @@ def with_added(source: Source, question: str | None, name: str) -> Source:
     """
     added = {"idx": pa.int64()} if source.names.in_dataset("idx") == "" else {}
     if question is not None:
+        if source.columns:
+            # The question that is added would stand for a column that --columns names and that is not there.
+            source.names.require_there(source.columns, name)
         for column in ("question", "messages"):
             theirs = source.names.in_dataset(column)
             refuse(

@@ -146,7 +146,7 @@ def _held_by(folder: Path) -> str:
     if texts:
         return f"to read one of the files in its folders, name the file as --dataset_path: {_some(texts, str)}"
     held = f"it holds {_some(inside) or 'nothing'}"
-    if any(pictures_below(folder)):
+    if any(pictures_below(folder, [])):
         return f'{held}; to ask the same about each of its pictures, say so: --question "Describe the picture."'
     if any(folder.glob("*.tar")) or any(folder.glob("*/*.tar")):
         held += "; docs/datasets.md shows how pictures in tar files are asked about"

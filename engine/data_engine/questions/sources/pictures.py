@@ -13,8 +13,10 @@ from data_engine.store.file_hashes import HashFiles
 
 # One that Pillow cannot read here leaves its row out with that reason.
 ENDINGS = (
-    ".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jp2", ".avif", ".heic", ".heif",
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".gif", ".tif", ".tiff",
+    ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".jp2", ".avif", ".heic", ".heif",
 )  # fmt: skip
+_COLUMNS = ("idx", "image")
 
 
 class PicturesSource:
@@ -26,12 +28,18 @@ class PicturesSource:
     """
 
     def __init__(self, folder: Path, names: ColumnNames = SAME_NAMES):
+        for ours, theirs in names.theirs.items():
+            refuse(
+                theirs not in ("", *_COLUMNS),
+                f'columns {ours}={theirs}: "{folder}" is a folder of pictures, whose columns are idx and image',
+            )
         self.image_root, self.names = folder, names
-        self._paths = sorted(path.relative_to(folder).as_posix() for path in pictures_below(folder))
+        closed: list[Path] = []
+        self._paths = sorted(path.relative_to(folder).as_posix() for path in pictures_below(folder, closed))
+        self.warnings = [_told_of_closed(folder, closed)] if closed else []
         for path in self._paths:
             refuse(not _is_utf8(path), f'dataset_path "{folder}": the name of {path!r} is not valid UTF-8; rename it')
-        held = {"idx": pa.string(), "image": pa.string()}
-        self.columns = {name: kind for theirs, kind in held.items() for name in names.ours(theirs)}
+        self.columns = {name: pa.string() for theirs in _COLUMNS for name in names.ours(theirs)}
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -51,12 +59,26 @@ class PicturesSource:
         return hashlib.sha256("\n".join(self._paths).encode()).hexdigest()
 
 
-def pictures_below(folder: Path) -> Iterator[Path]:
-    """The files that are called as pictures are, in no order."""
-    for parent, folders, files in os.walk(folder):
+def pictures_below(folder: Path, closed: list[Path]) -> Iterator[Path]:
+    """The files that are called as pictures are, in no order.
+
+    `closed` gets the folders that are not looked into: links, which may lead in circles, and those that cannot be read.
+    """
+    for parent, folders, files in os.walk(folder, onerror=lambda error: closed.append(Path(error.filename))):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        closed.extend(path for name in folders if (path := Path(parent, name)).is_symlink())
         found = (name for name in files if name.lower().endswith(ENDINGS) and not name.startswith("."))
         yield from (Path(parent, name) for name in found)
+
+
+def _told_of_closed(folder: Path, closed: list[Path]) -> str:
+    """What to say of folders that are not looked into."""
+    names = sorted(path.relative_to(folder).as_posix() for path in closed)
+    more = ", ..." if len(names) > 5 else ""
+    return (
+        f'folders in "{folder}" that are links or cannot be read are left out, with their pictures: '
+        f"{', '.join(names[:5])}{more}"
+    )
 
 
 def _is_utf8(text: str) -> bool:

@@ -77,7 +77,7 @@ class TextSource:
                 self._starts.append(record.start)
                 self._sizes.append(record.size)
         part.num_rows = len(ids) - part.first
-        if part.num_rows == 1 and not self.columns.keys() & {"idx", "question", "messages"}:
+        if part.num_rows == 1 and not self.columns.keys() & {"idx", "question", "messages", "image"}:
             told = told_of_rows_inside(path, record.row)
             refuse(told is not None, told or "")
         self._parts.append(part)
