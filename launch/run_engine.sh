@@ -8,8 +8,9 @@
 # In an installed package it lies in data_engine/launch/; `data-engine submit --help` prints where.
 #
 # 0 done, 1 a bug or a rank that died, 2 wrong input or configuration, 3 incomplete, 4 done but nothing could be written,
-# 75 stopped by a signal: run the same command again. SIGTERM, SIGINT, SIGUSR1 and SIGHUP are passed to the ranks, which finish what they hold, however
-# long that takes; a second signal kills them (within 2 s only a second SIGINT: SLURM sends the others twice).
+# 75 stopped by a signal: run the same command again. SIGTERM, SIGINT, SIGUSR1 and SIGHUP are passed to the ranks, which
+# finish what they hold, however long that takes; a second signal kills them (within 2 s only a second SIGINT: SLURM
+# sends the others twice).
 #
 # SIGUSR2 to a rank makes it write the stacks of its threads; the script and the launcher ignore that signal.
 #
