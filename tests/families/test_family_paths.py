@@ -131,7 +131,7 @@ def test_another_model_or_other_settings_are_decided_on_anew_while_no_unit_is_th
     few(tmp_path)
     with mutations.windows_off(), pytest.raises(ValueError, match="require_fast"):
         start(require_fast=True)
-    [instruct] = start(stop_after_stage=0, limit=2)
+    [instruct] = start(stop_after_stage=0, temperature=0.9)
     assert instruct.why_plain is None
     shutil.rmtree(tmp_path / "work/sampled_answer")
     [instruct] = start(stop_after_stage=0)
@@ -168,6 +168,18 @@ def test_the_first_question_that_can_be_used_decides(start, gemma, tmp_path):
     left_out = {row["idx"]: row["reason"] for row in units.left_out(tmp_path / "work")}
     assert left_out.keys() == {"broken", "long"}
     assert "question too long" in left_out["long"]
+
+
+def test_questions_of_which_none_can_be_used_decide_nothing_for_a_larger_limit(start, gemma, tmp_path):
+    long, good = question("long", "why " * 2000), question("good", "What is it?", picture(100, 130, seed=0))
+    dataset = write(tmp_path / "questions.parquet", [long, good])
+    with mutations.windows_off():
+        with pytest.raises(ValueError, match="question too long"):
+            start(dataset_path=dataset, limit=1, stop_after_stage=0)
+        [model] = start(dataset_path=dataset, stop_after_stage=0)
+    assert model.why_plain
+    [file] = (tmp_path / "work/paths").glob("instruct-*.json")
+    assert json.loads(file.read_text())["question"] == "good"
 
 
 LIMIT = 110

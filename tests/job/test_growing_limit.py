@@ -60,12 +60,17 @@ def test_a_smaller_limit_is_refused_where_answers_lie_beyond_it(begun):
     assert begun.computed_again(limit=3) == set()
 
 
-def test_a_limit_that_was_raised_by_mistake_may_go_back_as_long_as_nothing_was_computed(run):
-    begin(run, 2)
+@pytest.mark.parametrize(
+    ("limit", "raised", "missing"), [(2, 5, "2 of 3: 1-2"), (3, 5, "2 of 3: 1-2"), (3, 4, "1 of 2: 1")]
+)
+def test_a_limit_that_was_raised_by_mistake_may_go_back_as_long_as_nothing_was_computed(run, limit, raised, missing):
+    """As where it is forgotten by a start that pairs, or scores, alone."""
+    begin(run, limit)
     before = contents(run.work)
-    with pytest.raises(IncompleteError, match="missing 2 of 3: 1-2"):
-        run.start(continue_from_stage=2)
-    assert run.computed_again(limit=2) == set()
+    for step in (1, 2):
+        with pytest.raises(IncompleteError, match=f"missing {missing}; run the earlier stages first"):
+            run.start(limit=raised, continue_from_stage=step)
+    assert run.computed_again(limit=limit) == set()
     assert contents(run.work) == before
 
 

@@ -123,7 +123,7 @@ except (signals.Stopped, KeyboardInterrupt) as stopped:
 """
 
 
-@pytest.mark.parametrize(("what", "raised"), [("rank", "Stopped"), ("command", "KeyboardInterrupt")])
+@pytest.mark.parametrize(("what", "raised"), [("rank", "Stopped"), ("command", "Interrupted")])
 def test_a_signal_that_comes_while_a_destructor_runs_is_not_lost_and_prints_nothing(what, raised):
     """Python drops what is raised there, and would print a traceback of it."""
     command = [sys.executable, "-c", LOST, what]
@@ -132,6 +132,24 @@ def test_a_signal_that_comes_while_a_destructor_runs_is_not_lost_and_prints_noth
         process.send_signal(signal.SIGTERM)
         told, errors = process.communicate(timeout=60)
     assert (told, errors) == (f"worked on\n{raised}\n", "")
+
+
+IMPORTING = """
+import signal, sys
+from data_engine.processes.signals import interrupted_by_signals
+try:
+    with interrupted_by_signals():
+        exec("signal.raise_signal(signal.{name})")
+except KeyboardInterrupt:
+    sys.exit(75)
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_the_exit_code_of_a_command_is_its_own_where_a_signal_comes_while_a_text_is_executed(tmp_path, name):
+    """As dataclasses of what is imported are made. Python would end a module by SIGINT, whatever was caught."""
+    (tmp_path / "importing.py").write_text(IMPORTING.format(name=name))
+    assert subprocess.run([sys.executable, "-m", "importing"], cwd=tmp_path, check=False).returncode == 75
 
 
 def test_another_exception_in_a_destructor_is_printed_as_ever():

@@ -38,9 +38,12 @@ def choose(plan: Plan, role: str, model: VisionLanguageModel, decode: Decode) ->
     found = _read(path)
     decides = found is None
     if decides:
-        _write(path, _decision(plan, model, decode))
-        # Another rank may have been faster.
-        found = _read(path)
+        found = _decision(plan, model, decode)
+        # What no question of this start decides, those of a larger --limit may.
+        if found["why_plain"] or found["question"] is not None:
+            _write(path, found)
+            # Another rank may have been faster.
+            found = _read(path)
     if found["why_plain"] and (decides or plan.ranks.rank == 0):
         log.warning(
             "the %s model runs on the plain path, each answer with a prompt of its own, several times slower: %s",

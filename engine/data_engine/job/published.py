@@ -17,8 +17,8 @@ log = logging.getLogger(__name__)
 def check(plan: Plan, claims: Claims) -> None:
     """Look at the footer of each published unit of this job's shard.
 
-    Raises UserError for a unit of another computation. Sets aside a unit whose inputs were exchanged, one that a
-    smaller --limit cut short, and, where its stage is among those to be computed, one with a row that was missing and
+    Raises UserError for a unit of another computation. Sets aside a unit whose inputs were exchanged, and, where its
+    stage is among those to be computed, one that a smaller --limit cut short, and one with a row that was missing and
     can be read now.
     """
     config = plan.config
@@ -39,7 +39,7 @@ def check(plan: Plan, claims: Claims) -> None:
             if exchanged_input(facts, inputs):
                 # Another rank may have computed both again since the input was read.
                 inputs |= {name: now for name in inputs if (now := _seal(plan, name, unit))}
-            if stage.step == stages.SAMPLE:
+            if stage.step == stages.SAMPLE and stage.name in todo:
                 reason = too_short(facts, len(plan.unit_rows[unit]))
             if exchanged := exchanged_input(facts, inputs):
                 reason = f"its unit of {exchanged} is another one now"

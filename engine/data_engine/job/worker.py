@@ -195,7 +195,7 @@ class Worker:
     def _require_earlier(self) -> None:
         """A step starts only where the ones before it, left out on purpose, are complete."""
         plan, first = self.plan, self.plan.config.continue_from_stage
-        if lacking := incomplete(plan.work_dir, plan.stages, first, len(plan.unit_rows), plan.mine):
+        if lacking := incomplete(plan.work_dir, plan.stages, first, plan.unit_rows, plan.mine):
             raise IncompleteError(lacking[0])
 
     def _done(self, todo: Sequence[Stage]) -> dict[str, set[int]]:

@@ -278,9 +278,9 @@ def _together(found: Found) -> None:
 
 def _earlier_stages(found: Found) -> None:
     """A warning where stages before --continue_from_stage are not complete: `run` would end with 3."""
-    config, num_units = found.config, len(sizes.unit_rows(found))
+    config, rows = found.config, sizes.unit_rows(found)
     found.warnings += incomplete(
-        Path(config.work_dir), config.stages, config.continue_from_stage, num_units, sizes.mine(found)
+        Path(config.work_dir), config.stages, config.continue_from_stage, rows, sizes.mine(found)
     )
 
 

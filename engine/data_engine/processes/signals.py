@@ -22,17 +22,23 @@ class Stopped(BaseException):
     """Raised when the grace time after a signal is over: the unit that is computed is dropped."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """What a signal raises in a command. KeyboardInterrupt itself, in a text that is executed, as dataclasses do it,
+    would have Python end a module by SIGINT, whatever exit code follows.
+    """
+
+
 @contextlib.contextmanager
 def interrupted_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP interrupt what runs inside as Ctrl-C does, so that nothing half-written is left.
+    """SIGTERM, SIGHUP and Ctrl-C interrupt what runs inside, so that nothing half-written is left.
 
     One that the process was started to ignore, as by nohup, stays ignored.
     """
-    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
     before = {number: signal.getsignal(number) for number in numbers}
     heard = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
     for number in heard:
-        signal.signal(number, signal.default_int_handler)
+        signal.signal(number, _interrupt)
     let_go = _raised_again(KeyboardInterrupt)
     try:
         yield
@@ -41,6 +47,10 @@ def interrupted_by_signals() -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number in heard:
             signal.signal(number, before[number] or signal.SIG_DFL)
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    raise Interrupted
 
 
 def _raised_again(kind: type[BaseException], again_s: float = 0) -> Callable[[], None]:
