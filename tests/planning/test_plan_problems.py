@@ -307,7 +307,8 @@ def test_scoring_needs_the_units_of_its_shard_and_pairing_those_of_all(tmp_path)
     (tmp_path / "sampled_answer").mkdir()
     for number in (1, 3):
         (tmp_path / f"sampled_answer/unit-{number:05d}.parquet").touch()
-    of_shard = partial(incomplete, tmp_path, RunStages(), num_units=6, mine=range(1, 6, 2))
+    unit_rows = [range(2 * number, 2 * number + 2) for number in range(6)]
+    of_shard = partial(incomplete, tmp_path, RunStages(), unit_rows=unit_rows, mine=range(1, 6, 2))
     assert of_shard(0) == []
     needs = "continue_from_stage {} needs all units of {}, missing {}; run the earlier stages first".format
     assert of_shard(1) == [needs(1, "sampled_answer", "1 of 3: 5")]
