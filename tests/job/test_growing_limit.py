@@ -39,7 +39,7 @@ def test_a_larger_limit_computes_what_is_new_and_the_unit_that_the_smaller_one_c
     kept = {name: time for name, time in begun.times().items() if name.endswith("/0")}
     assert begun.computed_again(limit=4) == {f"{stage}/1" for stage in STAGES}
     assert json.loads((begun.work / "run.json").read_text())["config"]["limit"] == 4
-    told = "unit 1 of sampled_answer will be computed again: it had 1 questions by a smaller --limit, and has 2 now"
+    told = "unit 1 of sampled_answer will be computed again: a smaller --limit left it 1 of its 2 questions"
     assert told in capsys.readouterr().err
     assert begun.computed_again(limit=None) == {f"{stage}/2" for stage in STAGES}
     assert {name: time for name, time in begun.times().items() if name.endswith("/0")} == kept

@@ -60,7 +60,7 @@ def test_markers_that_are_not_as_many_as_the_images_leave_the_row_out(tmp_path, 
     row, count = row_of(tmp_path, images=list(images), **cells), len(images)
     if marks not in (0, count):
         assert row.problem == (
-            f"<image> stands {marks} times in the texts, the number of images is {count}; write it once for each "
+            f"the number of <image> in the texts is {marks}, of images {count}; write it once for each "
             "image, or not at all"
         )
         return
@@ -136,12 +136,11 @@ def test_images_stand_at_their_places_or_before_the_first_text_of_the_user(tmp_p
         ([message(USER, [PLACE, PLACE, text("a")])], "the number of image parts in the messages is 2, of images 1"),
         (
             [message(USER, "<image><image>")],
-            "<image> stands 2 times in the texts, the number of images is 1; write it once for each image, or not at "
-            "all",
+            "the number of <image> in the texts is 2, of images 1; write it once for each image, or not at all",
         ),
         (
             [message(USER, [PLACE, text("<image> or <image>?")])],
-            "<image> stands 2 times in the texts, the number of images is 1",
+            "the number of <image> in the texts is 2, of images 1",
         ),
         ([message("tool", "a")], 'message 1 has the role "tool"; expected system, user, assistant'),
         ([message(["user"], "a")], 'message 1 has the role ["user"]; expected system, user, assistant'),

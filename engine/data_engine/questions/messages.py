@@ -79,8 +79,8 @@ def with_images(conversation: Conversation, num_images: int) -> Conversation:
     marks = sum(part.count(MARKER) for part in asked if isinstance(part, str))
     if marks not in (0, num_images):
         raise BadImage(
-            f"{MARKER} stands {marks} times in the texts, the number of images is {num_images}; write it once for each "
-            "image, or not at all"
+            f"the number of {MARKER} in the texts is {marks}, of images {num_images}; write it once for each image, or "
+            "not at all"
         )
     if parts:
         messages = tuple(map(_unmarked, messages))

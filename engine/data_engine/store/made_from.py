@@ -51,7 +51,7 @@ def too_short(facts: Mapping, num_questions: int) -> str | None:
     have grown. None for all others.
     """
     had = len(facts["rows"])
-    return f"it had {had} questions by a smaller --limit, and has {num_questions} now" if had < num_questions else None
+    return f"a smaller --limit left it {had} of its {num_questions} questions" if had < num_questions else None
 
 
 def require_questions(work_dir: Path, unit: int, sampled: Sealed, num_questions: int) -> None:

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from data_engine.config import RunConfig
+from data_engine.exit_codes import FAILED
 from data_engine.models.base import Split
 from data_engine.models.sharding.lock_step import FINISHED, IDLE, CallAgreement
 from data_engine.models.sharding.placement import Decision
@@ -106,8 +107,8 @@ def coordinate(
 
     def exit_process(message: str) -> None:
         log.error("%s; run the same command again to go on", message)
-        report_exit(1, Path(config.work_dir))
-        os._exit(1)
+        report_exit(FAILED, Path(config.work_dir))
+        os._exit(FAILED)
 
     with Heartbeats(store, ranks, exit_process).naming_lost_ranks():
         agreement = CallAgreement(stop.overdue, Stopped)
