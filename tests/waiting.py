@@ -1,7 +1,8 @@
-"""Waiting for what another process does."""
+"""Waiting for what another process does, and looking at it."""
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 
 def until(holds: Callable[[], object], what: str, patience_s: float = 180) -> None:
@@ -10,3 +11,11 @@ def until(holds: Callable[[], object], what: str, patience_s: float = 180) -> No
     while not holds():
         assert time.monotonic() < end, f"waited in vain for {what}"
         time.sleep(0.02)
+
+
+def told_of(pid: int | str, name: str) -> bytes:
+    """/proc/PID/NAME; empty where the process has ended, as it may while others are looked at."""
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    except OSError:
+        return b""

@@ -14,6 +14,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import tiny
+from waiting import told_of
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
 QUESTIONS = ROOT / "tests/goldens/llava/dataset/questions.parquet"
@@ -104,18 +105,13 @@ class Run:
 
     def children(self) -> list[int]:
         """Processes that work on this run, whoever started them."""
-        return [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/cmdline") if self._is_mine(path)]
+        # What vLLM starts has a name of its own; the folder stands in its environment.
+        mine = f"VLLM_TEST_RUN={self.work}\0".encode()
+        return [int(path.name) for path in Path("/proc").glob("[0-9]*") if mine in told_of(path.name, "environ")]
 
     def workers(self) -> list[int]:
         """Those of them that are vLLM's workers."""
-        return [pid for pid in self.children() if b"VLLM::Worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-
-    def _is_mine(self, path: Path) -> bool:
-        try:
-            # What vLLM starts has a name of its own; the folder stands in its environment.
-            return f"VLLM_TEST_RUN={self.work}\0".encode() in path.with_name("environ").read_bytes()
-        except OSError:
-            return False
+        return [pid for pid in self.children() if b"VLLM::Worker" in told_of(pid, "cmdline")]
 
     def answers(self) -> list[dict]:
         return pq.read_table(self.work / "sampled_answer").to_pylist()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from jobs import PYTHONPATH
-from waiting import until
+from waiting import told_of, until
 
 from data_engine import exit_codes
 
@@ -75,13 +75,8 @@ class Job:
 
     def alive(self) -> list[str]:
         """Processes of this job, by the folder in their environment; a zombie has none."""
-        return [path.parent.name for path in Path("/proc").glob("[0-9]*/environ") if self.mine(path)]
-
-    def mine(self, environ: Path) -> bool:
-        try:
-            return f"STAND_IN={self.folder}\0".encode() in environ.read_bytes()
-        except OSError:
-            return False
+        mine = f"STAND_IN={self.folder}\0".encode()
+        return [path.name for path in Path("/proc").glob("[0-9]*") if mine in told_of(path.name, "environ")]
 
 
 @pytest.fixture
@@ -400,7 +395,7 @@ def test_a_signal_while_the_launcher_waits_for_another_machine_ends_the_job(star
     # Nobody listens there any more.
     job = start("work", NUM_MACHINES="2", MACHINE_RANK="1", MAIN_ADDRESS="127.0.0.1", MAIN_PORT=port)
     command = b"accelerate.commands.launch"
-    until(lambda: any(command in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in job.alive()), "the launcher")
+    until(lambda: any(command in told_of(pid, "cmdline") for pid in job.alive()), "the launcher")
     job.process.send_signal(signal.SIGUSR1)
     assert job.code() == 75
 
