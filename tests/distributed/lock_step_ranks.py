@@ -1,6 +1,7 @@
 """Ranks with different work in lock-step: run by test_lock_step.py; prints JSON lines.
 
-Arguments: how a rank ends ("none", "kill", "freeze", "leave", "stop"), which, then a plan of calls for each rank.
+Arguments: how a rank ends ("none", "late", "kill", "freeze", "leave", "stop"), which, then a plan of calls for each
+rank.
 """
 
 import json
@@ -51,6 +52,8 @@ def work(plan: list[str], rank: int, death: str) -> None:
         result.append(number)
     while agreement.take_part(lock_step.FINISHED) != lock_step.FINISHED:
         pass
+    if death == "late":
+        time.sleep(2 * heartbeats.BEAT_S)
     tell(rank=rank, log=log, result=result)
 
 

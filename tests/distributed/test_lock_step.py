@@ -20,14 +20,18 @@ def slow(*values: object) -> object:
 
 
 def ranks(death: str, plans: list[str], dying: int = 1) -> list[dict]:
+    output = output_of(death, plans, dying)
+    return [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+
+
+def output_of(death: str, plans: list[str], dying: int = 1) -> str:
     forked, end = forked_world(len(plans), "lock_step_ranks", [death, str(dying), *plans]), time.monotonic() + 120
     if death == "freeze":
         # Once it is alone, a frozen rank is waited for by launchers only.
         while forked.poll() is None and forked.codes().count(None) > 1 and time.monotonic() < end:
             time.sleep(0.05)
         forked.kill()
-    output, _ = forked.communicate(timeout=120)
-    return [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    return forked.communicate(timeout=120)[0]
 
 
 @pytest.mark.parametrize(
@@ -74,6 +78,12 @@ def test_the_others_of_a_lost_rank_stop_within_a_minute_and_name_it(death, rank,
     assert [line["message"] for line in lost if not re.fullmatch(f"rank {rank} on .* {message}", line["message"])] == []
     # The bound of the promise, not a speed.
     assert all(line["time"] - died < 60 for line in lost)
+
+
+def test_rank_0_serves_the_store_until_the_last_rank_has_ended():
+    """Without it, torch prints a trace of the call that got no answer, behind a run that is right."""
+    output = output_of("late", [LONG, LONG])
+    assert [line["rank"] for line in map(json.loads, output.splitlines())] == [0, 1]
 
 
 @pytest.mark.slow

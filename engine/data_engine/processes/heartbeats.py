@@ -18,6 +18,8 @@ from data_engine.processes.ranks import Ranks
 BEAT_S = 1.0
 # A rank that has sent no heartbeat for this long is dead, or its machine cannot be reached.
 LOST_S = 20.0
+# Rank 0 serves the store, and waits so long for the last calls of the others.
+LAST_CALLS_S = 3.0
 # The main thread has this long to exit by itself; it cannot while a collective never returns.
 EXIT_GRACE_S = 10.0
 # Added to a rank's count when it exits by itself.
@@ -52,13 +54,10 @@ class Heartbeats:
     @contextlib.contextmanager
     def naming_lost_ranks(self) -> Iterator[None]:
         """Inside, a call that fails because a rank is lost raises LostRankError, which names the rank."""
-        stay_s = 0.0
         try:
             yield
         except Exception as error:
             self._reason = first_line(error)
-            # Rank 0 serves the store, from which the others learn which rank is lost or has ended.
-            stay_s = 3 * BEAT_S if self._rank == 0 and self._counts else 0.0
             if isinstance(error, LostRankError):
                 raise LostRankError(f"{self._name(self._rank)}: {error}") from None
             # The call fails at once, while a rank counts as lost only after LOST_S.
@@ -68,8 +67,7 @@ class Heartbeats:
         finally:
             self._closed.set()
             # With a timeout: the store may be gone.
-            self._beating.join(2 * BEAT_S)
-            time.sleep(stay_s)
+            self._beating.join(LAST_CALLS_S + BEAT_S)
 
     def _beat(self) -> None:
         try:
@@ -89,10 +87,18 @@ class Heartbeats:
                 if self._reason:
                     self._store.set(f"reason-{self._rank}", self._reason)
                 self._store.add(_key(self._rank), ENDED)
+            if self._rank == 0:
+                self._serve_last_calls()
         except RuntimeError:
             # The store is gone, and with it rank 0.
             if 0 in self._counts:
                 self._counts[0] = -1, -LOST_S
+
+    def _serve_last_calls(self) -> None:
+        """Return when the others have ended by themselves; where one is lost, they still learn here which."""
+        end = time.monotonic() + LAST_CALLS_S
+        while any(self._store.add(_key(rank), 0) < ENDED for rank in self._counts) and time.monotonic() < end:
+            time.sleep(BEAT_S / 10)
 
     def _watch(self) -> None:
         while not self._closed.wait(BEAT_S):
