@@ -36,6 +36,27 @@ def test_numbers_of_any_size_are_told_by_figures_that_count(browser, page, shown
         assert browser.run(f"return {card}.querySelector('h4').textContent").startswith(f"chosen {says} rule")
 
 
+def test_counts_of_one_are_told_as_one(browser, page, shown, tmp_path):
+    one = shown[0] | {"words": [1, 2], "chosen": "Yes", "rejected": "No way", "heat": [None, None]}
+    open_with([one], browser, page, tmp_path)
+    sides = browser.run("return [...document.querySelectorAll('article h4')].map(one => one.textContent)")
+    assert [side.rpartition(" · ")[2] for side in sides] == ["1 word", "2 words"]
+    assert browser.run("return document.getElementById('shown').textContent") == "1 of 1 pair"
+
+
+def test_the_picture_stays_in_view_along_a_long_answer(browser, page, shown, tmp_path):
+    long = shown[0] | {"chosen": "a line\n" * 300, "heat": [None, None]}
+    open_with([long], browser, page, tmp_path)
+    browser.run("document.querySelector('article .chosen').scrollIntoView({block: 'center'})")
+    place = "const box = document.querySelector('article img').getBoundingClientRect(); return [box.top, box.bottom]"
+    top, bottom = browser.run(place)
+    assert 0 <= top < bottom <= 800
+    # Above the answers, on a phone, it would cover them.
+    browser.resize(360)
+    browser.run("document.querySelector('article .chosen').scrollIntoView({block: 'center'})")
+    assert browser.run(place)[1] < 0
+
+
 def test_the_turns_before_a_question_open_at_a_click_and_are_searched(browser, page, shown, tmp_path):
     before = {"before": [["user", "Is it <b>okapi</b>?"], ["assistant", "It is."]]}
     open_with([shown[0], shown[1] | before], browser, page, tmp_path)

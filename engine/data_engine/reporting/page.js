@@ -31,6 +31,8 @@
     return withSign(value, size >= 1e9 ? size.toPrecision(4) : size.toFixed(digits));
   }
 
+  const plural = (count, noun) => `${count.toLocaleString("en-US")} ${noun}${count === 1 ? "" : "s"}`;
+
   // ---- one answer
 
   function answer(pair, side, spans) {
@@ -123,8 +125,8 @@
     ["chosen", "rejected"].forEach((name, side) => {
       const one = make("div", `side is-${name}`), head = make("h4", "", name);
       const rewards = Object.entries(pair.rewards).filter(([, both]) => both[side] !== null)
-        .map(([reward, both]) => `${signed(both[side], reward === "avg" ? 4 : 3)} ${reward}`);
-      head.append(" ", make("span", "", [...rewards, `${pair.words[side]} words`].join(" · ")));
+        .map(([reward, both]) => `${signed(both[side], reward === "implicit.avg" ? 4 : 3)} ${reward}`);
+      head.append(" ", make("span", "", [...rewards, plural(pair.words[side], "word")].join(" · ")));
       one.append(head, answer(pair, side, spans[side]));
       if (pair.no_heat[side]) one.append(make("p", "why", `No heat: ${pair.no_heat[side]}.`));
       sides.append(one);
@@ -165,10 +167,10 @@
   }
 
   function tell() {
-    $("shown").textContent = `${order.length} of ${pairs.length} pairs match`;
+    $("shown").textContent = `${order.length.toLocaleString("en-US")} of ${plural(pairs.length, "pair")}`;
     const before = $("earlier");
     before.hidden = start === 0;
-    before.textContent = `Show the ${Math.min(STEP, start)} pairs before`;
+    before.textContent = `Show ${plural(Math.min(STEP, start), "pair")} before`;
   }
 
   function append(count) {
