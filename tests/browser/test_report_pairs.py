@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 import re
 from pathlib import Path
 
@@ -42,6 +43,25 @@ def test_counts_of_one_are_told_as_one(browser, page, shown, tmp_path):
     sides = browser.run("return [...document.querySelectorAll('article h4')].map(one => one.textContent)")
     assert [side.rpartition(" · ")[2] for side in sides] == ["1 word", "2 words"]
     assert browser.run("return document.getElementById('shown').textContent") == "1 of 1 pair"
+
+
+def test_pairs_of_long_answers_come_one_by_one_so_that_keys_are_answered_meanwhile(browser, page, shown, tmp_path):
+    """Forty of 2,000 tokens a side at once kept the page from answering for four seconds."""
+    draw, pairs = random.Random(1), []
+    for pair in shown[:30]:
+        texts = [" ".join(f"w{draw.randrange(9)}" for _ in range(2000)) for _ in range(2)]
+        heat = {"sizes": [2] + [3] * 1999, "values": [0.3, -0.3] * 1000}
+        pairs.append(pair | {"chosen": texts[0], "rejected": texts[1], "heat": [heat, heat]})
+    open_with(pairs, browser, page, tmp_path)
+    browser.run("""
+        window.added = [];
+        new MutationObserver(seen => window.added.push(...seen.map(one => one.addedNodes.length)))
+            .observe(document.getElementById("gallery"), {childList: true})""")
+    choose(browser, "sort", "margin-up")
+    browser.wait("return document.querySelectorAll('#gallery article').length === 30", seconds=30)
+    added = browser.run("return window.added")
+    assert sum(added) == 30
+    assert max(added) <= 5
 
 
 def test_the_picture_stays_in_view_along_a_long_answer(browser, page, shown, tmp_path):

@@ -1,6 +1,8 @@
 // Fills the page from its data; differing.js stands before it.
 (() => {
-  const STEP = 40, FIRST = 2, NEXT = 6;
+  const STEP = 40, FIRST = 2;
+  // Pairs are made for so long at a time, at least one: a pair of 2,000 tokens takes longer.
+  const AT_ONCE_MS = 25;
   // From so many nats on a token is of strength 1, 2, 3, 4.
   const STRENGTHS = [0.05, 0.25, 0.75, 1.5];
   const data = JSON.parse(document.getElementById("data").textContent);
@@ -173,26 +175,33 @@
     before.textContent = `Show ${plural(Math.min(STEP, start), "pair")} before`;
   }
 
-  function append(count) {
-    const stop = Math.min(order.length, end + count), part = document.createDocumentFragment();
-    for (; end < stop; end++) part.append(card(order[end]));
+  function append(to, until = Infinity) {
+    const stop = Math.min(order.length, to), part = document.createDocumentFragment();
+    while (end < stop) {
+      part.append(card(order[end++]));
+      if (performance.now() > until) break;
+    }
     gallery.append(part);
     tell();
+  }
+
+  // Some at a time, so that keys and scrolling are answered meanwhile.
+  function grow(to) {
+    const mine = ++growing;
+    const some = () => {
+      if (mine !== growing || end >= Math.min(to, order.length)) return;
+      append(to, performance.now() + AT_ONCE_MS);
+      setTimeout(some, 10);
+    };
+    setTimeout(some, 10);
   }
 
   function show(from) {
     start = end = from;
     gallery.replaceChildren();
     tellToken(null);
-    append(FIRST);
-    // The rest of the first pairs a moment later, so that typing is answered at once.
-    const mine = ++growing;
-    const grow = () => {
-      if (mine !== growing || end - start >= STEP || end >= order.length) return;
-      append(Math.min(NEXT, STEP - (end - start)));
-      setTimeout(grow, 10);
-    };
-    setTimeout(grow, 10);
+    append(start + FIRST);
+    grow(start + STEP);
   }
 
   function renew() {
@@ -209,7 +218,7 @@
   });
 
   new IntersectionObserver((entries) => {
-    if (entries.some((entry) => entry.isIntersecting) && end < order.length && end > start) append(STEP);
+    if (entries.some((entry) => entry.isIntersecting) && end < order.length && end > start) grow(end + STEP);
   }, { rootMargin: "800px" }).observe($("more"));
 
   // ---- opening a pair
@@ -249,7 +258,10 @@
     if (at < 0) { go(first); return; }
     const next = at + by;
     if (next < 0 || next >= order.length) return;
-    while (next >= end) append(STEP);
+    if (next >= end) {
+      append(next + 1);
+      grow(end + STEP);
+    }
     go(order[next]);
   }
 
