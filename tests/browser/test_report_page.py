@@ -1,6 +1,9 @@
 """The report of 2,000 pairs as a reader meets it, in a real browser: quick, quiet, legible, inert."""
 
+import base64
+import contextlib
 import re
+import zlib
 
 import gallery_world
 import pytest
@@ -44,7 +47,7 @@ def test_a_search_is_answered_within_100_ms_by_the_pairs_that_hold_the_text(open
         if any(wanted in str(pair[name]).lower() for name in ("idx", "question", "chosen", "rejected"))
     ]
     told = opened.run("return document.getElementById('shown').textContent")
-    assert told == f"{len(hits)} of {len(shown)} pairs match"
+    assert told == f"{len(hits):,} of {len(shown):,} pairs"
     # The first ones at once, others as the page finds room below them.
     opened.wait(f"return ({CARDS.removeprefix('return ')}).length >= {min(10, len(hits))}")
     assert set(opened.run(CARDS)) <= set(hits)
@@ -120,6 +123,69 @@ def test_the_names_in_the_legends_of_histograms_look_alike(opened):
     assert len(set(opened.run(looks))) == 1
 
 
+def test_the_two_means_of_a_histogram_are_told_apart_without_colour(opened):
+    dashes = """
+        return [...document.querySelectorAll(".plots figure")].map(figure =>
+            [...figure.querySelectorAll("line.mean")].map(one => getComputedStyle(one).strokeDasharray))"""
+    found = opened.run(dashes)
+    assert [len(means) for means in found] == [2, 2, 2, 2]
+    assert all(one != other for one, other in found)
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_bars_of_the_funnel_have_a_contrast_of_3_with_what_is_behind_them(opened, theme):
+    opened.theme(theme)
+    colours = """
+        return [...document.querySelectorAll("table.funnel, .funnel i")].map(one =>
+            getComputedStyle(one).backgroundColor)"""
+    ground, *bars = map(rgb, opened.run(colours))
+    assert min(ratio(bar, ground) for bar in bars) >= 3
+
+
+def rgb(colour: str) -> list[int]:
+    return [int(part) for part in re.findall(r"\d+", colour)[:3]]
+
+
+def ratio(one: list[int], other: list[int]) -> float:
+    """The contrast of two colours, as WCAG 2.2 defines it."""
+    channels = [[part / 255 for part in colour] for colour in (one, other)]
+    channels = [[p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in own] for own in channels]
+    dark, bright = sorted(0.2126 * red + 0.7152 * green + 0.0722 * blue for red, green, blue in channels)
+    return (bright + 0.05) / (dark + 0.05)
+
+
+def test_a_printed_page_has_the_bars_and_every_column_of_its_tables(opened):
+    """Chromium, as other browsers, prints no grounds unless it is asked to, and a sheet is narrower than a desktop."""
+    choose(opened, "search", "q0001")
+    printed = opened.driver.execute_cdp_cmd("Page.printToPDF", {"printBackground": False})["data"]
+    drawn = b""
+    for stream in re.findall(rb"stream\r?\n(.*?)\r?\nendstream", base64.b64decode(printed), re.DOTALL):
+        with contextlib.suppress(zlib.error):
+            drawn += zlib.decompress(stream)
+    # --bar of the style sheet, #3c6df0.
+    assert b" .2353 .4275 .9412 rg" in drawn
+    opened.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    # A sheet of A4 within Chromium's own margins.
+    opened.resize(718)
+    cut = """
+        return [...document.querySelectorAll(".wide")].filter(one => one.checkVisibility() &&
+            one.scrollWidth > one.clientWidth).map(one => one.textContent)"""
+    found = opened.run(cut)
+    opened.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    assert found == []
+
+
+def test_without_javascript_there_is_nothing_to_set(browser, page):
+    browser.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    try:
+        browser.open(page)
+        seen = browser.run("""
+            return [".controls", ".keys", "noscript p"].map(one => document.querySelector(one).checkVisibility())""")
+    finally:
+        browser.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+    assert seen == [False, False, True]
+
+
 @pytest.mark.parametrize("values", [False, True], ids=["values-hidden", "values-shown"])
 @pytest.mark.parametrize("theme", THEMES)
 def test_each_text_has_a_contrast_of_4_5_with_what_is_behind_it(opened, theme, values):
@@ -162,7 +228,7 @@ def test_pairs_are_filtered_by_status(opened, shown):
         assert cards
         assert {shown[number]["status"] for number in cards} == {status}
         told = opened.run("return document.getElementById('shown').textContent")
-        assert told.startswith(f"{sum(pair['status'] == status for pair in shown)} of ")
+        assert told.startswith(f"{sum(pair['status'] == status for pair in shown):,} of ")
 
 
 def test_a_link_opens_the_page_at_its_pair(browser, page, shown):

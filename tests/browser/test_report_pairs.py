@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 import re
 from pathlib import Path
 
@@ -34,6 +35,46 @@ def test_numbers_of_any_size_are_told_by_figures_that_count(browser, page, shown
         card = f"document.querySelector('article[data-number=\"{number}\"]')"
         assert browser.run(f"return {card}.querySelector('.margin').textContent") == f"margin {says}"
         assert browser.run(f"return {card}.querySelector('h4').textContent").startswith(f"chosen {says} rule")
+
+
+def test_counts_of_one_are_told_as_one(browser, page, shown, tmp_path):
+    one = shown[0] | {"words": [1, 2], "chosen": "Yes", "rejected": "No way", "heat": [None, None]}
+    open_with([one], browser, page, tmp_path)
+    sides = browser.run("return [...document.querySelectorAll('article h4')].map(one => one.textContent)")
+    assert [side.rpartition(" · ")[2] for side in sides] == ["1 word", "2 words"]
+    assert browser.run("return document.getElementById('shown').textContent") == "1 of 1 pair"
+
+
+def test_pairs_of_long_answers_come_one_by_one_so_that_keys_are_answered_meanwhile(browser, page, shown, tmp_path):
+    """Forty of 2,000 tokens a side at once kept the page from answering for four seconds."""
+    draw, pairs = random.Random(1), []
+    for pair in shown[:30]:
+        texts = [" ".join(f"w{draw.randrange(9)}" for _ in range(2000)) for _ in range(2)]
+        heat = {"sizes": [2] + [3] * 1999, "values": [0.3, -0.3] * 1000}
+        pairs.append(pair | {"chosen": texts[0], "rejected": texts[1], "heat": [heat, heat]})
+    open_with(pairs, browser, page, tmp_path)
+    browser.run("""
+        window.added = [];
+        new MutationObserver(seen => window.added.push(...seen.map(one => one.addedNodes.length)))
+            .observe(document.getElementById("gallery"), {childList: true})""")
+    choose(browser, "sort", "margin-up")
+    browser.wait("return document.querySelectorAll('#gallery article').length === 30", seconds=30)
+    added = browser.run("return window.added")
+    assert sum(added) == 30
+    assert max(added) <= 5
+
+
+def test_the_picture_stays_in_view_along_a_long_answer(browser, page, shown, tmp_path):
+    long = shown[0] | {"chosen": "a line\n" * 300, "heat": [None, None]}
+    open_with([long], browser, page, tmp_path)
+    browser.run("document.querySelector('article .chosen').scrollIntoView({block: 'center'})")
+    place = "const box = document.querySelector('article img').getBoundingClientRect(); return [box.top, box.bottom]"
+    top, bottom = browser.run(place)
+    assert 0 <= top < bottom <= 800
+    # Above the answers, on a phone, it would cover them.
+    browser.resize(360)
+    browser.run("document.querySelector('article .chosen').scrollIntoView({block: 'center'})")
+    assert browser.run(place)[1] < 0
 
 
 def test_the_turns_before_a_question_open_at_a_click_and_are_searched(browser, page, shown, tmp_path):

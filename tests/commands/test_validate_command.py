@@ -65,7 +65,7 @@ def test_a_job_may_stand_in_a_yaml_whose_paths_are_relative_to_the_working_direc
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs/job.yaml").write_text(json.dumps(job | {"sample_k": 4}))
     code, out, _ = here("validate", "--config", "configs/job.yaml", "--limit", "1", cwd=tmp_path)
-    assert (code, out[:33]) == (0, "valid: 1 questions, 4 answers eac")
+    assert (code, out[:33]) == (0, "valid: 1 question, 4 answers each")
 
 
 def test_defect_34_a_missing_path_is_an_error_and_no_placeholder(here, job, tmp_path):
@@ -117,7 +117,7 @@ def test_bad_input_exits_with_2_and_says_what_to_mend(job, tmp_path, monkeypatch
 def test_duplicate_idx_exit_with_2_and_are_listed(here, job, tmp_path):
     write_questions(tmp_path, ["a", "b", "a"])
     assert here("validate", *words(job), cwd=tmp_path) == refused(
-        'dataset "q.parquet": every idx must be unique, but 1 are repeated: "a" (2 times); --columns idx= numbers the '
+        'dataset "q.parquet": every idx must be unique; repeated: "a" (2 times); --columns idx= numbers the '
         "rows instead"
     )
 

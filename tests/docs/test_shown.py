@@ -118,7 +118,7 @@ def test_a_folder_of_pictures_is_asked_about_by_what_the_readme_writes_into_the_
     kept = [line for line in config.read_text().splitlines() if not line.startswith("dataset_path:")]
     (place / "pictures.yaml").write_text("\n".join([*kept, shown.text]))
     assert main(["validate", "--config", "pictures.yaml"]) == 0
-    assert "valid: 1 questions" in capsys.readouterr().out
+    assert "valid: 1 question," in capsys.readouterr().out
 
 
 def test_the_template_of_a_critic_is_read():

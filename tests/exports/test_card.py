@@ -14,7 +14,9 @@ from huggingface_hub import DatasetCard
 from PIL import Image
 from stage2_world import make_world
 
+from data_engine import exports
 from data_engine.commands.arguments import parse
+from data_engine.exports.base import Written
 from data_engine.exports.card import PICTURE, Card, text
 from data_engine.preferences.counts import Funnel
 from data_engine.reporting import plots
@@ -284,6 +286,11 @@ def test_a_shell_reads_hostile_values_of_the_command_as_they_were():
 def test_the_same_facts_give_the_same_bytes_and_no_date_is_told():
     assert text(card()) == text(card())
     assert not re.search(r"20\d\d-\d\d", text(card()))
+
+
+def test_one_row_is_told_as_one():
+    assert "DPO trainer. 1 row.\n" in text(card(rows=1))
+    assert exports.told("trl", Written(1)) == "export trl: 1 row"
 
 
 def test_the_picture_is_named_where_there_is_one():

@@ -186,12 +186,12 @@ def test_a_pair_whose_picture_has_gone_has_no_source(run):
     # The dataset that is there has the picture.
     dataset = (run.work / "dataset/dpo_dataset.parquet").read_bytes()
     refused = run.refusal()
-    assert "would lack the pairs of 1 questions" in refused
+    assert "would lack the pairs of 1 question " in refused
     assert """as of idx 'q3': image path "3.png" is not a readable file""" in refused
     assert (run.work / "dataset/dpo_dataset.parquet").read_bytes() == dataset
     assert read(run.work / "pairs") == before
     (run.work / "pairs/pairs.parquet").write_bytes(b"")
-    assert "would lack the pairs of 1 questions" in run.refusal()
+    assert "would lack the pairs of 1 question " in run.refusal()
     (run.work / "pairs/pairs.parquet").unlink()
     assert run.start() == 0
     # What was lost before is no news.

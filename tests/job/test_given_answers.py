@@ -320,4 +320,4 @@ def test_a_question_without_an_answer_is_no_bad_row(config, tmp_path):
 def test_answers_to_questions_beyond_the_limit_are_not_used(config, questions, tmp_path, capsys):
     assert worker.run(config(questions, answers=given(tmp_path, **FIVE), rank=1, limit=2)) == 0
     assert {row["idx"] for row in rows_of(tmp_path / "work/sampled_answer")} == {"a", "b"}
-    assert "7 answers to 2 of 2 questions; 6 answers are to questions beyond --limit" in capsys.readouterr().err
+    assert "7 answers to 2 of 2 questions; to questions beyond --limit: 6 answers" in capsys.readouterr().err

@@ -163,10 +163,10 @@ def test_idle_ranks_are_told_to_lower_a_size_only_while_no_unit_has_it(job, tmp_
                           for name, value in job.items()})  # fmt: skip
     found = Found(config, questions=open_questions(config))
     assert idle_ranks(found, 3) is None
-    assert idle_ranks(found, 5) == "5 ranks have 3 units to share: 2 are idle; lower --unit_size"
+    assert idle_ranks(found, 5) == "5 ranks have 3 units to share: 2 will be idle; lower --unit_size"
     (tmp_path / "work/sampled_answer").mkdir(parents=True)
     (tmp_path / "work/sampled_answer/unit-00000.parquet").touch()
-    assert idle_ranks(found, 5) == "5 ranks have 3 units to share: 2 are idle"
+    assert idle_ranks(found, 5) == "5 ranks have 3 units to share: 2 will be idle"
 
 
 def test_more_shards_than_units_are_told_and_whether_this_one_has_none(job, tmp_path):

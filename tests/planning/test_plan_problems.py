@@ -66,7 +66,7 @@ def test_a_problem_tells_its_flag(planted, capsys):
         ("configuration", "beta must be above 0, got 0.0", "beta"),
         ("configuration", "unknown flag --temprature; did you mean --temperature?", "temperature"),
         ("configuration", 'config "configs/answers.yaml" cannot be read: No such file or directory', None),
-        ("dataset", 'dataset "data/answers/q.parquet": every idx must be unique, but 2 are repeated', "dataset_path"),
+        ("dataset", 'dataset "data/answers/q.parquet": every idx must be unique; repeated: ', "dataset_path"),
         ("dataset", 'no file or folder at dataset_path "data/limit/q.parquet"', "dataset_path"),
         ("same_run", '"runs/max_pairs/run.json" is of another run', "work_dir"),
         ("strategy", 'unknown strategy "crosss"; known: cross', "strategy"),
@@ -203,7 +203,7 @@ def test_warnings_do_not_change_the_exit_code(job, tmp_path, capsys, monkeypatch
     assert "1 of the first 2 rows cannot be used; most often: " in warned
     assert "temperature 0 gives the same answer k times" in warned
     assert "yesno_model_path has no effect" in warned
-    assert "3 ranks have 1 units to share: 2 are idle" in warned
+    assert "3 ranks have 1 unit to share: 2 will be idle" in warned
     assert "2 shards have 1 unit to share: shard 1 has nothing to compute; use fewer shards" in warned
 
 

@@ -206,7 +206,7 @@ def test_a_dataset_stays_where_a_new_one_would_lose_a_question_that_it_has(tmp_p
     pq.write_table(pa.Table.from_pylist(rows), pair.pairs_file(tmp_path))
     gone = Written(1, without_source=frozenset({"a"}), first_gone="idx 'a': no file")
     if stays:
-        with pytest.raises(UserError, match=r"would lack the pairs of 1 questions .*, as of idx 'a': no file"):
+        with pytest.raises(UserError, match=r"would lack the pairs of 1 question .*, as of idx 'a': no file"):
             pair._require_sources(tmp_path, gone)
     else:
         pair._require_sources(tmp_path, gone)

@@ -49,8 +49,8 @@ def test_it_is_told_in_words():
     totals = RewardTotals()
     totals.add(UNIT[:5], STARTS[:2])
     assert told("rule", totals.means()) == (
-        "rule: 0.6 on average over 5 answers, 1 for the best of a question, 0.5 for the worst; 1 of 2 questions have "
-        "one number for all answers"
+        "rule: 0.6 on average over 5 answers, 1 for the best of a question, 0.5 for the worst; one number for all "
+        "answers: 1 of 2 questions"
     )
     assert told("rule", totals.means() | {"ranks": False}).startswith("rule (does not rank): 0.6 on average")
     assert told("rule", totals.means() | {"ranks": True}).startswith("rule: 0.6 on average")

@@ -37,14 +37,14 @@ def test_defect_31_a_missing_idx_is_an_error_and_not_made_up(tmp_path):
 
 def test_duplicate_idx_are_listed_and_counted(tmp_path):
     path = write(tmp_path / "q.parquet", ["a", "b", "a", "c", "b", "a"])
-    told = 'every idx must be unique, but 2 are repeated: "a" (3 times), "b" (2 times)'
+    told = 'every idx must be unique; repeated: "a" (3 times), "b" (2 times)'
     assert refusal(path).endswith(told + NUMBERED)
 
 
 def test_of_many_duplicates_the_first_five_are_shown(tmp_path):
     path = write(tmp_path / "q.parquet", [*range(7), *range(7)])
-    assert "but 7 are repeated: 0 (2 times), " in refusal(path)
-    assert refusal(path).endswith("4 (2 times), ..." + NUMBERED)
+    assert "unique; repeated: 0 (2 times), " in refusal(path)
+    assert refusal(path).endswith("4 (2 times) and 2 more" + NUMBERED)
 
 
 def test_a_null_idx_is_an_error(tmp_path):

@@ -77,7 +77,7 @@ def test_the_data_of_the_page_are_the_pairs_of_the_file(work_dir, page):
         ]
         assert pair["words"] == [row["chosen_words"], row["rejected_words"]]
         assert pair["margin"] == pytest.approx(row["margin"], rel=1e-5)
-        assert pair["rewards"]["sum"] == pytest.approx([row["chosen_sum"], row["rejected_sum"]], rel=1e-5)
+        assert pair["rewards"]["implicit.sum"] == pytest.approx([row["chosen_sum"], row["rejected_sum"]], rel=1e-5)
         assert pair["question"] == f"What is in picture {int(pair['idx'][1:])}?"
     assert [pair["margin"] for pair in shown] == sorted((pair["margin"] for pair in shown), reverse=True)
 

@@ -41,7 +41,7 @@ def test_few_pairs_are_all_shown():
     chosen = choice.choose(numbers, 10)
     assert sorted(chosen.rows.tolist()) == [0, 1, 2, 3]
     assert chosen.told == [
-        "all 2 pairs that are kept", "all 1 dropped by identical", "all 1 dropped by per_idx"
+        "all 2 pairs that are kept", "the one dropped by identical", "the one dropped by per_idx"
     ]  # fmt: skip
 
 

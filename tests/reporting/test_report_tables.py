@@ -79,9 +79,16 @@ def test_round_numbers_stand_below_a_histogram_from_the_first_to_the_last_within
     assert re.findall(r'text-anchor="middle">([^<]*)<', drawn) == below
 
 
-def test_margins_of_two_pairings_are_those_of_their_kept_pairs():
-    columns = {"margin": np.array([1.0, 9.0, 2.0])}
-    drawn = margin_chart(PairNumbers(None, np.array([0, 1, 0], np.int32), ["kept", "per_idx"], columns))
+def test_margins_of_two_pairings_are_those_of_their_kept_pairs_by_their_reward(tmp_path):
+    path = tmp_path / "pairs.parquet"
+    settings = json.dumps({"rank_by": "contrast.avg,implicit.sum"})
+    pq.write_table(pa.table({}).replace_schema_metadata({"settings": settings}), path)
+    numbers = PairNumbers(
+        path, np.array([0, 1, 0], np.int32), ["kept", "per_idx"], {"margin": np.array([1.0, 9.0, 2.0])},
+        {"contrast_avg": "contrast.avg"},
+    )  # fmt: skip
+    title, drawn = margin_chart("mine", numbers)
+    assert title == "mine: margin of contrast.avg, number of kept pairs"
     assert "kept: mean +1.500 of 2" in drawn
 
 

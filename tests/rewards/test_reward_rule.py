@@ -118,7 +118,10 @@ def test_a_run_of_given_answers_and_a_rule_needs_no_model(given, tmp_path, capsy
         right = SCORES[pair["idx"]]
         assert (right[pair["chosen_index"]], right[pair["rejected_index"]]) == (1, 0)
     # Four right answers of eight; the third question has no number.
-    told = "rule: 0.5 on average over 8 answers, 1 for the best of a question, 0 for the worst; 0 of 2 questions have"
+    told = (
+        "rule: 0.5 on average over 8 answers, 1 for the best of a question, 0 for the worst; "
+        "one number for all answers: 0 of 2 questions\n"
+    )
     printed = capsys.readouterr()
     assert told in printed.out
     # There is no model that pairs of its own answers would teach more.
@@ -325,5 +328,5 @@ def test_it_is_told_why_answers_have_no_number(given, tmp_path, capsys):
         return {1: [1.0, None, "good", 0.0], 2: [1.0, float("nan"), 0.0, "bad"], 3: [1.0, 0.5, 0.5, "bad"]}[row["idx"]]
     """
     assert given(rule_file(tmp_path, textwrap.dedent(body)) + ":mine") == 0
-    told = "rule: 4 of 12 answers have no number; most often (3): the rule gave a value of type str, expected a number"
+    told = "rule: no number for 4 of 12 answers; most often (3): the rule gave a value of type str, expected a number"
     assert told in capsys.readouterr().err

@@ -31,6 +31,14 @@ def test_units_are_counted_by_stage(tmp_path):
     assert row(text, "pairs") == ["pairs", "not", "written"]
 
 
+def test_one_question_of_one_unit_is_told_as_one(tmp_path):
+    folder = make_run(tmp_path / "run", 1, {"sampled_answer": 1})
+    told = json.loads((folder / "run.json").read_text())
+    told["units"]["num_questions"] = 1
+    (folder / "run.json").write_text(json.dumps(told))
+    assert described(folder, NOW).splitlines()[0] == f"{tmp_path}/run: 1 question in 1 unit of 8"
+
+
 def test_units_beyond_those_of_the_run_are_not_counted(tmp_path):
     text = described(make_run(tmp_path / "run", 3, {"sampled_answer": 5, "instruct_logps": 2}), NOW)
     assert row(text, "sampled_answer") == ["sampled_answer", "3/3", "100", "%"]

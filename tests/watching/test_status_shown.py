@@ -138,7 +138,7 @@ def test_the_plain_table_names_20_ranks_and_counts_the_others(tmp_path, capsys):
     assert status.main([str(tmp_path)]) == 0
     told = capsys.readouterr().out
     assert len(troubles(told)) == 20
-    assert told.endswith("\n3 more ranks are in trouble: --json has all of them\n")
+    assert told.endswith("\n3 more ranks in trouble: --json has all of them\n")
 
 
 def test_the_plain_table_of_a_run_that_goes_well_names_no_rank(tmp_path, capsys):

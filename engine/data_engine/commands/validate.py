@@ -13,6 +13,7 @@ from data_engine.planning.checks import run_checks
 from data_engine.planning.found import Found
 from data_engine.planning.plan import RunPlan, empty_shards, idle_ranks, plan_of
 from data_engine.planning.showing import measured_lines, plan_lines
+from data_engine.plural import plural
 from data_engine.processes import output
 from data_engine.processes.ranks import asked_ranks, idle_nodes
 from data_engine.processes.signals import interrupted_by_signals
@@ -76,8 +77,8 @@ def _show(found: Found, plan: RunPlan | None, measured: dict | None) -> None:
 def describe(found: Found) -> str:
     """A configuration without a mistake, in a line, and a line for each model."""
     config, looked_up, roles = found.config, found.heavy["models"], found.config.roles
-    given = "the answers of --answers" if config.answers is not None else f"{config.sample_k} answers each"
-    answers = found.given.told() if found.given else f"{len(found.questions)} questions, {given}"
+    given = "the answers of --answers" if config.answers is not None else f"{plural(config.sample_k, 'answer')} each"
+    answers = found.given.told() if found.given else f"{plural(len(found.questions), 'question')}, {given}"
     families = " and ".join(found.families[role] for role in roles)
     models = f"{' and '.join(roles)} model: {families}" if roles else "no model"
     first = f"valid: {answers}; {models}; work_dir {config.work_dir}"

@@ -15,6 +15,7 @@ from pathlib import Path
 from data_engine.errors import UserError, nearest
 from data_engine.exports.base import ExportSource, Written
 from data_engine.exports.cleaned import Cleaned
+from data_engine.plural import plural
 from data_engine.store.absent import is_there
 from data_engine.store.atomic import sync_folder
 from data_engine.store.folders import swap_in, sync_files
@@ -178,6 +179,6 @@ def changes(written: Written) -> list[tuple[str, int]]:
 
 def told(name: str, written: Written) -> str:
     """What a person should know of an export, a line each."""
-    lines = [f"export {name}: {written.rows:,} rows"]
+    lines = [f"export {name}: {plural(written.rows, 'row')}"]
     lines += [f"  {count:,} {what}" for what, count in changes(written)]
     return "\n".join(lines + ([f"    of {written.first_gone}"] if written.first_gone else []))

@@ -18,6 +18,7 @@ from data_engine import of_pairing, stages
 from data_engine.config import RunConfig
 from data_engine.config_checks import has_effect
 from data_engine.flag_files import each_path, told_of_hashes
+from data_engine.plural import plural
 from data_engine.preferences import strategies
 from data_engine.preferences.answers import REASONS
 from data_engine.preferences.counts import Funnel
@@ -119,7 +120,7 @@ def _title(card: Card) -> str:
 
 
 def _opening(card: Card) -> str:
-    lines = [f"# {_escaped(_title(card))}", f"{_escaped(card.sentence)} {card.rows:,} rows."]
+    lines = [f"# {_escaped(_title(card))}", f"{_escaped(card.sentence)} {plural(card.rows, 'row')}."]
     if card.has_picture:
         alt = "Rewards and lengths of chosen and rejected answers, and the funnel"
         lines.append(f"![{alt}]({PICTURE})")

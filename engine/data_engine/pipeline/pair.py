@@ -23,6 +23,7 @@ from data_engine.of_pairing import OWN
 from data_engine.pipeline.pair_settings import Settings
 from data_engine.pipeline.pairing import Paired, paired
 from data_engine.pipeline.rewarded import Stored
+from data_engine.plural import plural
 from data_engine.preferences import reward_totals
 from data_engine.preferences.candidates import CandidateTable
 from data_engine.preferences.counts import Funnel
@@ -157,9 +158,9 @@ def _require_sources(work_dir: Path, written: Written) -> None:
         lost = written.without_source
     if lost:
         raise errors.UserError(
-            f"pairs and dataset stay as they are: the new ones would lack the pairs of {len(lost)} questions whose "
-            f"text or picture can no longer be read, as of {written.first_gone}. Give the pictures back, or say by "
-            f'--image_root where they are; to do without these pairs, remove "{path}" first'
+            f"pairs and dataset stay as they are: the new ones would lack the pairs of {plural(len(lost), 'question')} "
+            f"whose text or picture can no longer be read, as of {written.first_gone}. Give the pictures back, or say "
+            f'by --image_root where they are; to do without these pairs, remove "{path}" first'
         )
 
 

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_engine.errors import kind_of
+from data_engine.plural import plural
 from data_engine.stages import RunStages, Stage
 from data_engine.store import units
 
@@ -28,7 +29,7 @@ def told(work_dir: Path, run_stages: RunStages) -> Iterator[str]:
             kind, count = kinds.most_common(1)[0]
             first = next(reason for reason in reasons if kind_of(reason) == kind)
             most = f"; most often ({count:,})" if len(kinds) > 1 else ""
-            yield f"{stage.name}: {kinds.total():,} of {answers:,} answers have no number{most}: {first}"
+            yield f"{stage.name}: no number for {kinds.total():,} of {plural(answers, 'answer')}{most}: {first}"
 
 
 def _counted(work_dir: Path, stage: Stage) -> tuple[Counter, int]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from data_engine import stages
 from data_engine.planning import sizes
 from data_engine.planning.found import Found
+from data_engine.plural import plural
 from data_engine.store import units
 from data_engine.store.room import nearest_folder
 
@@ -91,7 +92,7 @@ def idle_ranks(found: Found, world_size: int) -> str | None:
     left = [len(numbers) for numbers in sizes.units_left(found).values()]
     if not left or not max(left) or max(left) >= world_size or found.config.stop_after_stage < stages.SAMPLE:
         return None
-    told = f"{world_size} ranks have {max(left)} units to share: {world_size - max(left)} are idle"
+    told = f"{world_size} ranks have {plural(max(left), 'unit')} to share: {world_size - max(left)} will be idle"
     return told if _is_bound(found) else f"{told}; lower --unit_size"
 
 

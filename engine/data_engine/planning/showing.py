@@ -2,6 +2,7 @@
 
 from data_engine.planning.plan import RunPlan, StagePlan
 from data_engine.planning.sizes import told
+from data_engine.plural import plural
 from data_engine.reporting.timings import aligned
 from data_engine.store.logs import duration
 
@@ -13,7 +14,7 @@ def plan_lines(plan: RunPlan) -> list[str]:
     rows = [HEADING, *map(_row, plan.stages)]
     rows.append(("in all", "", "", f"{plan.num_questions:,}", "", "", f"up to {told(plan.total_bytes)}"))
     lines = aligned(rows)
-    lines.append(f"units of {plan.unit_size} questions; {told(plan.free_bytes)} are free where work_dir is")
+    lines.append(f"units of {plural(plan.unit_size, 'question')}; {told(plan.free_bytes)} are free where work_dir is")
     if plan.memory is not None:
         lines.append(plan.memory["told"])
     return lines

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data_engine.plural import plural
+
 # The last digits of sums go by the size of units.
 _DIGITS = 9
 
@@ -64,8 +66,8 @@ def told(name: str, means: Mapping) -> str:
     if not means["answers"]:
         return f"{label(name, means)}: no answer has a number"
     mean, best, worst = (f"{means[which]:.4g}" for which in ("mean", "best", "worst"))
-    counts = f"{means['equal']:,} of {means['questions']:,} questions have one number for all answers"
+    counts = f"one number for all answers: {means['equal']:,} of {plural(means['questions'], 'question')}"
     return (
-        f"{label(name, means)}: {mean} on average over {means['answers']:,} answers, {best} for the best of a "
+        f"{label(name, means)}: {mean} on average over {plural(means['answers'], 'answer')}, {best} for the best of a "
         f"question, {worst} for the worst; {counts}"
     )

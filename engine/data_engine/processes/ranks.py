@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_engine.errors import LostRankError, UserError
+from data_engine.plural import plural
 from data_engine.processes import cpu_limit
 
 log = logging.getLogger(__name__)
@@ -72,9 +73,8 @@ class Ranks:
             return self
         if each * self.local_world_size > there:
             raise UserError(
-                f"{self.local_world_size} engine{'s' * (self.local_world_size > 1)} of {each} GPUs were asked for "
-                f"(the sizes of vllm_args), and torch sees {there}: lower "
-                "NUM_PROCESSES or the sizes"
+                f"{plural(self.local_world_size, 'engine')} of {each} GPUs were asked for (the sizes of vllm_args), "
+                f"and torch sees {there}: lower NUM_PROCESSES or the sizes"
             )
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         # CUDA takes the names up to the first that is no GPU, as -1 is.

@@ -63,8 +63,8 @@ def checked_ids(column: pa.ChunkedArray, name: str) -> list[int | str]:
     if len(set(ids)) < len(ids):
         repeated = [(value, count) for value, count in Counter(ids).items() if count > 1]
         shown = ", ".join(f"{json.dumps(value)} ({count} times)" for value, count in repeated[:5])
-        more = ", ..." if len(repeated) > 5 else ""
-        raise UserError(f"{name}: every idx must be unique, but {len(repeated)} are repeated: {shown}{more}{_NUMBERED}")
+        more = f" and {len(repeated) - 5:,} more" if len(repeated) > 5 else ""
+        raise UserError(f"{name}: every idx must be unique; repeated: {shown}{more}{_NUMBERED}")
     return ids
 
 

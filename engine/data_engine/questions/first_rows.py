@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from data_engine.errors import BadRow, UserError, kind_of
+from data_engine.plural import plural
 from data_engine.questions.dataset import Question, Questions, read_images
 from data_engine.questions.images import BadImage, Decode
 from data_engine.questions.prefetch import ahead
@@ -27,10 +28,9 @@ def require_usable(questions: Questions, max_megapixels: float, decode: Decode) 
 def refusal(reasons: Sequence[str]) -> UserError:
     """What is raised where every row has a reason, with the most frequent one."""
     reason, count = most_frequent(reasons)
-    rows = "1 row" if count == 1 else f"{count} rows"
     return UserError(
-        f"none of the first {len(reasons)} rows of --dataset_path can be used; the most frequent reason ({rows}): "
-        f"{reason}"
+        f"none of the first {len(reasons)} rows of --dataset_path can be used; the most frequent reason "
+        f"({plural(count, 'row')}): {reason}"
     )
 
 

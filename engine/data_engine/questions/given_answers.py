@@ -20,6 +20,7 @@ import numpy as np
 from data_engine.config import RunConfig
 from data_engine.config_checks import WITHOUT_RANK
 from data_engine.errors import UserError
+from data_engine.plural import plural
 from data_engine.questions.dataset import Questions
 from data_engine.questions.given_rows import GivenAnswer, GivenFile, GivenRow
 from data_engine.store.claims import Claims
@@ -82,8 +83,8 @@ class GivenFacts:
     def told(self) -> str:
         """In words."""
         asked = sum(self.questions_by_answers.values())
-        found = f"{self.rows} answers to {self.questions_with(self.most)} of {asked} questions"
-        beyond = f"; {self.beyond_limit} answers are to questions beyond --limit" if self.beyond_limit else ""
+        found = f"{plural(self.rows, 'answer')} to {self.questions_with(self.most):,} of {plural(asked, 'question')}"
+        beyond = f"; to questions beyond --limit: {plural(self.beyond_limit, 'answer')}" if self.beyond_limit else ""
         return found + beyond + self.unused()
 
     def warnings(self, config: RunConfig) -> list[str]:

@@ -1,6 +1,6 @@
 """What a page is about, for its top: models, dataset and pairing by name; run.json and a file of pairs in, rows out."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -8,18 +8,43 @@ from pathlib import Path
 from data_engine import stages
 from data_engine.config_checks import has_effect
 from data_engine.of_pairing import FLAGS
+from data_engine.plural import plural
 from data_engine.preferences import filters, strategies
 from data_engine.preferences.counts import Funnel
-from data_engine.reporting.columns import metadata_of
+from data_engine.reporting import charts
+from data_engine.reporting.columns import RANK_BY, SIDES, WORDS, PairNumbers, metadata_of
 
 Rows = list[tuple[str, list[str]]]
 """a name, and lines about it"""
-RANK_BY = ",".join(stages.SOURCES[stages.DEFAULT].rank_by)
 # The setting that a filter goes by, where it is not called as the filter.
 _LIMITS = {"per_idx": "max_pairs"}
 _DEFAULTS = {"max_pairs": filters.MAX_PAIRS_PER_IDX}
 # Flags of a pairing that are told elsewhere than with the strategy.
 _TOLD_APART = {"rank_by", "strategy", "length_alpha", *(field.name for field in fields(filters.FilterRule))}
+
+
+def result_rows(numbers: PairNumbers, ranking: Sequence[str], funnel: Funnel, ended: Mapping[str, int]) -> Rows:
+    """What a reader should know first: chosen and rejected answers of the kept pairs, and what was left out or cut.
+
+    `ended`: all answers by why they ended.
+    """
+    kept, shown, lines = numbers.kept, numbers.first_reward(ranking), []
+    values = [charts.drawn_of(numbers.columns[f"{side}_{shown}"][kept]) for side in SIDES] if shown else []
+    if values and all(map(len, values)):
+        lines += [f"{numbers.called(shown)}: {_sides(charts.signed(charts.mean_of(own)) for own in values)}"]
+    if len(kept):
+        lines += [f"words: {_sides(f'{numbers.columns[name][kept].mean():.1f}' for name in WORDS)}"]
+    without, cut, answers = funnel.quarantined, ended.get("length", 0), sum(ended.values())
+    rows = [
+        ("Kept pairs", lines),
+        ("Left out", [f"{without:,} of {plural(funnel.questions, 'question')}"] if without else []),
+        ("Cut short", [f"{cut:,} of {plural(answers, 'answer')}, by --max_new_tokens"] if cut else []),
+    ]
+    return [(name, lines) for name, lines in rows if lines]
+
+
+def _sides(told: Iterable[str]) -> str:
+    return ", ".join(f"{side} {value}" for side, value in zip(SIDES, told, strict=True)) + " on average"
 
 
 def run_rows(path: Path, run_file: Mapping, num_questions: int) -> Rows:
@@ -91,7 +116,7 @@ def _answers(run_file: Mapping, num_questions: int) -> str:
     told = _noted(f"{num_questions:,}", [f"limit {limit:,}"] if limit else [])
     if given:
         return f"{told}, answers given by {given}"
-    return f"{told}, {config['sample_k']} answers each" if "sample_k" in config else told
+    return f"{told}, {plural(config['sample_k'], 'answer')} each" if "sample_k" in config else told
 
 
 def _strategy(settings: Mapping, rewards: Sequence[str]) -> Iterator[str]:

@@ -34,7 +34,7 @@ def histogram(series: Sequence[Series], label: str, share: bool = False) -> Mark
     The outermost half percent is counted in the bins at the edges. `share`: of each series' own sum, since one may
     hold many more numbers than the other.
     """
-    series = [Series(one.name, one.values[np.abs(one.values) < LARGEST], one.kind) for one in series]
+    series = [Series(one.name, drawn_of(one.values), one.kind) for one in series]
     series = [one for one in series if len(one.values)]
     if not series:
         return Markup("")
@@ -54,12 +54,17 @@ def histogram(series: Sequence[Series], label: str, share: bool = False) -> Mark
         mean = x(min(max(float(one.values.mean()), edges[0]), edges[-1]))
         parts.append(f'<polygon class="shape {one.kind}" points="{drawn}"/>')
         parts.append(f'<line class="mean {one.kind}" x1="{mean:.1f}" x2="{mean:.1f}" y1="{TOP}" y2="{y(0):.1f}"/>')
-    told = ", ".join(f"{one.name}: mean {signed(_mean(one.values))} of {len(one.values):,}" for one in series)
+    told = ", ".join(f"{one.name}: mean {signed(mean_of(one.values))} of {len(one.values):,}" for one in series)
     legend = "".join(
-        f'<li class="{one.kind}"><i></i>{html.escape(one.name)} <span>mean {signed(_mean(one.values))}</span></li>'
+        f'<li class="{one.kind}"><i></i>{html.escape(one.name)} <span>mean {signed(mean_of(one.values))}</span></li>'
         for one in series
     )
     return Markup(_svg(parts, f"{label}. {told}") + f'<ul class="legend">{legend}</ul>')
+
+
+def drawn_of(values: np.ndarray) -> np.ndarray:
+    """The numbers that can be drawn."""
+    return values[np.abs(values) < LARGEST]
 
 
 def signed(value: float) -> str:
@@ -70,7 +75,7 @@ def signed(value: float) -> str:
     return f"{value:+.4g}" if abs(value) >= HUGE else f"{value:+.3f}"
 
 
-def _mean(values: np.ndarray) -> float:
+def mean_of(values: np.ndarray) -> float:
     """Their mean; 0 where it is what rounding leaves of numbers that cancel out."""
     mean = float(values.mean())
     return mean if abs(mean) > 1e-12 * float(np.abs(values).max()) else 0.0

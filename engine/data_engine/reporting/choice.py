@@ -83,7 +83,7 @@ def _even_shares(sizes: Sequence[int], room: int) -> list[int]:
 def told_of(name: str, size: int, ends: np.ndarray, between: np.ndarray) -> str:
     """How the pairs of a group of `size` were chosen, in words."""
     if len(ends) + len(between) >= size:
-        return f"all {size:,} pairs that are {name}"
+        return f"the one pair that is {name}" if size == 1 else f"all {size:,} pairs that are {name}"
     half = len(ends) // 2
     runs = f", in runs of {RUN_LENGTH} neighbours" if size - len(ends) >= LARGE else ""
     return (
@@ -94,6 +94,6 @@ def told_of(name: str, size: int, ends: np.ndarray, between: np.ndarray) -> str:
 
 def _told_dropped(name: str, number: int, size: int) -> str:
     if number == size:
-        return f"all {size:,} dropped by {name}"
+        return f"the one dropped by {name}" if size == 1 else f"all {size:,} dropped by {name}"
     runs = f" in runs of {RUN_LENGTH} neighbours" if size >= LARGE else ""
     return f"{number:,} of {size:,} dropped by {name}, drawn at random{runs}"

@@ -1,20 +1,23 @@
 """The numbers of a file of pairs, as arrays: no text is read, so that a million pairs fit in memory."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_engine import schemas
+from data_engine import schemas, stages
 
 WORDS = ("chosen_words", "rejected_words")
 SIDES = ("chosen", "rejected")
 KEPT = "kept"
 # Rewards that are not shown.
 NOT_SHOWN = ("implicit_min", "implicit_last")
+# What ranks where nothing else is asked for.
+RANK_BY = ",".join(stages.SOURCES[stages.DEFAULT].rank_by)
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class PairNumbers:
     statuses: list[str]
     columns: dict[str, np.ndarray]
     """float64 or int32 [pairs] by the name of the column; a null reward is NaN"""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """what rewards are called, by their columns: implicit.sum, as --rank_by names it"""
 
     @classmethod
     def read(cls, path: Path) -> "PairNumbers":
@@ -41,7 +46,8 @@ class PairNumbers:
             status = pa.concat_arrays(status.chunks) if status.num_chunks else pa.array([], pa.string())
         status = status if pa.types.is_dictionary(status.type) else status.dictionary_encode()
         codes = status.indices.to_numpy(zero_copy_only=False).astype(np.int32)
-        return cls(path, codes, status.dictionary.to_pylist(), {name: table[name].to_numpy() for name in names})
+        columns = {name: table[name].to_numpy() for name in names}
+        return cls(path, codes, status.dictionary.to_pylist(), columns, _named(path))
 
     def __len__(self) -> int:
         return len(self.status)
@@ -75,15 +81,24 @@ class PairNumbers:
         return chosen - rejected
 
     def rewards(self) -> list[str]:
-        """The rewards that are shown: those that every kept pair has."""
+        """The rewards that are shown: those of which both sides of the kept pairs have a number."""
         rows = self.kept
         names = [name.removeprefix("chosen_") for name in self.columns if name.startswith("chosen_")]
         return [
             name
             for name in names
             if f"chosen_{name}" not in WORDS
-            and all(np.isfinite(self.columns[f"{side}_{name}"][rows]).all() for side in SIDES)
+            and all(np.isfinite(self.columns[f"{side}_{name}"][rows]).any() for side in SIDES)
         ]
+
+    def first_reward(self, ranking: Sequence[str]) -> str | None:
+        """The column of the reward that tells most of the kept pairs: the first of those that rank, if it is shown."""
+        shown = self.rewards()
+        return next((name for name in (*ranking, *shown) if name in shown), None)
+
+    def called(self, reward: str) -> str:
+        """What a reward is called, by its column."""
+        return self.names.get(reward, reward)
 
 
 def metadata_of(path: Path, *names: str) -> dict:
@@ -93,10 +108,18 @@ def metadata_of(path: Path, *names: str) -> dict:
 
 
 def ranking_rewards(path: Path) -> list[str]:
-    """What the rewards that rank are called in the table, by the file's own metadata."""
-    settings = metadata_of(path, "settings").get("settings", {})
-    named = settings.get("rank_by", "implicit.sum,implicit.avg")
-    return [schemas.reward_name(name) for name in named.split(",")]
+    """The rewards that rank, by their columns, as the file's own metadata have them."""
+    return [schemas.reward_name(name) for name in _rank_by(path)]
+
+
+def _rank_by(path: Path) -> list[str]:
+    return metadata_of(path, "settings").get("settings", {}).get("rank_by", RANK_BY).split(",")
+
+
+def _named(path: Path) -> dict[str, str]:
+    """What the rewards of a file are called, by their columns."""
+    totals = metadata_of(path, "reward_totals").get("reward_totals", {})
+    return {schemas.reward_name(name): name for name in (*RANK_BY.split(","), *_rank_by(path), *totals)}
 
 
 def read_rows(path: Path, rows: np.ndarray) -> list[dict]:

@@ -71,7 +71,7 @@ def comparison_text(
         names=names,
         about=_about(run, pairings, numbers),
         funnel=funnel_table(pairings),
-        margins=[(name, margin_chart(one)) for name, one in zip(names, numbers, strict=True)],
+        margins=[margin_chart(name, one) for name, one in zip(names, numbers, strict=True)],
         lengths=[(name, facts.length_table(one)) for name, one in zip(names, numbers, strict=True)],
         overlap=[("kept pairs", ""), *_overlap_rows(names, numbers, shared)],
         told=data.told,
@@ -79,7 +79,7 @@ def comparison_text(
         warning=warning,
         no_heat=data.answers.no_heat,
         disagrees=data.disagrees,
-        statuses=[f"only {name}" for name in names],
+        statuses=[f"only {name}" for name, rows in zip(names, shared.only, strict=True) if len(rows)],
     )
 
 
@@ -149,9 +149,10 @@ def _with_kept(funnel: Funnel) -> dict[str, int]:
     return found
 
 
-def margin_chart(numbers: PairNumbers) -> Markup:
-    """Margins of the kept pairs."""
-    return charts.histogram([Series("kept", numbers.columns["margin"][numbers.kept], "kept")], "Margins of kept pairs")
+def margin_chart(name: str, numbers: PairNumbers) -> tuple[str, Markup]:
+    """(title, chart) of the margins of the kept pairs."""
+    title = f"{name}: margin of {numbers.called(ranking_rewards(numbers.path)[0])}, number of kept pairs"
+    return title, charts.histogram([Series("kept", numbers.columns["margin"][numbers.kept], "kept")], title)
 
 
 def _overlap_rows(names: Sequence[str], numbers: Sequence[PairNumbers], shared: Overlap) -> list[tuple[str, str]]:
@@ -165,7 +166,7 @@ def _gallery(run: Run, names: Sequence[str], numbers: Sequence[PairNumbers], sha
     parts = []
     for name, own, rows in zip(names, numbers, shared.only, strict=True):
         ends, between = choice.spread(rows, own.columns["margin"], choice.NUM_PAIRS // 2, name)
-        told = [choice.told_of(f"only in {name}", len(rows), ends, between)]
+        told = [choice.told_of(f"only in {name}", len(rows), ends, between)] if len(rows) else []
         ranking = [reward for reward in ranking_rewards(own.path) if f"chosen_{reward}" in own.columns]
         extra = {}
         if len(ranking) > 1:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_engine.plural import plural
 from data_engine.questions import images
 from data_engine.questions.dataset import Questions
 from data_engine.questions.images import Exif
@@ -79,7 +80,7 @@ def gallery_data(
 
     Its data has `limit` bytes at most: pairs beyond are left out, from the end of the choice, and `told` says so.
     """
-    rows, rewards = read_rows(numbers.path, choice.rows), numbers.rewards()
+    rows, rewards = read_rows(numbers.path, choice.rows), {name: numbers.called(name) for name in numbers.rewards()}
     decode = functools.partial(images.decode, max_megapixels=run.max_megapixels, exif=run.exif)
     gallery = read_gallery(run.questions, [row["idx"] for row in rows], decode, _digest_of(run))
     answers = _answers(run, numbers.path, rows)
@@ -127,7 +128,7 @@ def _has_sum(rows: Sequence[Mapping]) -> bool:
     return not rows or any(row["chosen_sum"] is not None for row in rows)
 
 
-def _pair(row: Mapping, gallery: Gallery, answers: Answers, rewards: Sequence[str]) -> dict:
+def _pair(row: Mapping, gallery: Gallery, answers: Answers, rewards: Mapping[str, str]) -> dict:
     shown, heated = gallery.questions[row["idx"]], [_heat(row, side, answers) for side in SIDES]
     return {
         "number": 0,
@@ -140,7 +141,7 @@ def _pair(row: Mapping, gallery: Gallery, answers: Answers, rewards: Sequence[st
         "margin": _number(row["margin"]),
         "words": [row[f"{side}_words"] for side in SIDES],
         "answers": [row[f"{side}_index"] for side in SIDES],
-        "rewards": {name: [_number(row[f"{side}_{name}"]) for side in SIDES] for name in rewards},
+        "rewards": {called: [_number(row[f"{side}_{name}"]) for side in SIDES] for name, called in rewards.items()},
         "pictures": shown.pictures,
         "problem": None if shown.pictures else shown.problem,
         "more_pictures": shown.num_left_out,
@@ -189,7 +190,8 @@ def _fit(data: PageData, gallery: Gallery, limit: float) -> None:
         data.told.append(f"thumbnails at JPEG quality {QUALITIES[1]}, so that the page stays below 40 MB")
     if size() + sum(sizes) > limit:
         number, used = _most(data.pairs, sizes, gallery, limit)
-        data.told.append(f"{len(data.pairs) - number:,} pairs left out, so that the page stays below 40 MB")
+        left_out = plural(len(data.pairs) - number, "pair")
+        data.told.append(f"{left_out} left out, so that the page stays below 40 MB")
         del data.pairs[number:]
         kept = sorted(used)
         places = {old: new for new, old in enumerate(kept)}

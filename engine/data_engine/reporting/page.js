@@ -1,6 +1,8 @@
 // Fills the page from its data; differing.js stands before it.
 (() => {
-  const STEP = 40, FIRST = 2, NEXT = 6;
+  const STEP = 40, FIRST = 2;
+  // Pairs are made for so long at a time, at least one: a pair of 2,000 tokens takes longer.
+  const AT_ONCE_MS = 25;
   // From so many nats on a token is of strength 1, 2, 3, 4.
   const STRENGTHS = [0.05, 0.25, 0.75, 1.5];
   const data = JSON.parse(document.getElementById("data").textContent);
@@ -30,6 +32,8 @@
     if (size && size < 10 ** (1 - digits)) return withSign(value, size.toPrecision(2));
     return withSign(value, size >= 1e9 ? size.toPrecision(4) : size.toFixed(digits));
   }
+
+  const plural = (count, noun) => `${count.toLocaleString("en-US")} ${noun}${count === 1 ? "" : "s"}`;
 
   // ---- one answer
 
@@ -123,8 +127,8 @@
     ["chosen", "rejected"].forEach((name, side) => {
       const one = make("div", `side is-${name}`), head = make("h4", "", name);
       const rewards = Object.entries(pair.rewards).filter(([, both]) => both[side] !== null)
-        .map(([reward, both]) => `${signed(both[side], reward === "avg" ? 4 : 3)} ${reward}`);
-      head.append(" ", make("span", "", [...rewards, `${pair.words[side]} words`].join(" · ")));
+        .map(([reward, both]) => `${signed(both[side], reward === "implicit.avg" ? 4 : 3)} ${reward}`);
+      head.append(" ", make("span", "", [...rewards, plural(pair.words[side], "word")].join(" · ")));
       one.append(head, answer(pair, side, spans[side]));
       if (pair.no_heat[side]) one.append(make("p", "why", `No heat: ${pair.no_heat[side]}.`));
       sides.append(one);
@@ -165,32 +169,39 @@
   }
 
   function tell() {
-    $("shown").textContent = `${order.length} of ${pairs.length} pairs match`;
+    $("shown").textContent = `${order.length.toLocaleString("en-US")} of ${plural(pairs.length, "pair")}`;
     const before = $("earlier");
     before.hidden = start === 0;
-    before.textContent = `Show the ${Math.min(STEP, start)} pairs before`;
+    before.textContent = `Show ${plural(Math.min(STEP, start), "pair")} before`;
   }
 
-  function append(count) {
-    const stop = Math.min(order.length, end + count), part = document.createDocumentFragment();
-    for (; end < stop; end++) part.append(card(order[end]));
+  function append(to, until = Infinity) {
+    const stop = Math.min(order.length, to), part = document.createDocumentFragment();
+    while (end < stop) {
+      part.append(card(order[end++]));
+      if (performance.now() > until) break;
+    }
     gallery.append(part);
     tell();
+  }
+
+  // Some at a time, so that keys and scrolling are answered meanwhile.
+  function grow(to) {
+    const mine = ++growing;
+    const some = () => {
+      if (mine !== growing || end >= Math.min(to, order.length)) return;
+      append(to, performance.now() + AT_ONCE_MS);
+      setTimeout(some, 10);
+    };
+    setTimeout(some, 10);
   }
 
   function show(from) {
     start = end = from;
     gallery.replaceChildren();
     tellToken(null);
-    append(FIRST);
-    // The rest of the first pairs a moment later, so that typing is answered at once.
-    const mine = ++growing;
-    const grow = () => {
-      if (mine !== growing || end - start >= STEP || end >= order.length) return;
-      append(Math.min(NEXT, STEP - (end - start)));
-      setTimeout(grow, 10);
-    };
-    setTimeout(grow, 10);
+    append(start + FIRST);
+    grow(start + STEP);
   }
 
   function renew() {
@@ -207,7 +218,7 @@
   });
 
   new IntersectionObserver((entries) => {
-    if (entries.some((entry) => entry.isIntersecting) && end < order.length && end > start) append(STEP);
+    if (entries.some((entry) => entry.isIntersecting) && end < order.length && end > start) grow(end + STEP);
   }, { rootMargin: "800px" }).observe($("more"));
 
   // ---- opening a pair
@@ -247,7 +258,10 @@
     if (at < 0) { go(first); return; }
     const next = at + by;
     if (next < 0 || next >= order.length) return;
-    while (next >= end) append(STEP);
+    if (next >= end) {
+      append(next + 1);
+      grow(end + STEP);
+    }
     go(order[next]);
   }
 

@@ -5,6 +5,7 @@ differ, where the time went, and a gallery of pairs with the log-prob difference
 """
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,8 @@ from data_engine.reporting.render import called, render
 from data_engine.reporting.timings import Summary
 from data_engine.stages import compared
 
-# Rewards that have words of their own.
-TITLES = {"sum": "Reward of the answer (sum)", "avg": "Reward a token (avg)"}
+# What rewards of these columns are counted by.
+PER = {"sum": " of the answer", "avg": " a token"}
 
 log = logging.getLogger(__name__)
 
@@ -59,13 +60,13 @@ def report_text(
         title=f"{called(work_dir)}: preference pairs" + ("" if name == OWN else f" {name}"),
         funnel=funnel,
         about=[
+            *about.result_rows(numbers, ranking, funnel, data.answers.finish_reasons),
             *about.run_rows(numbers.path, run.run_file, funnel.questions),
             *about.pairing_rows(numbers.path, run.run_file, funnel),
         ],
         bars=facts.funnel_bars(funnel),
         reward_table=facts.reward_table(numbers.path),
-        charts=reward_charts(numbers),
-        margins=margin_chart(numbers),
+        charts=[*reward_charts(numbers), *margin_charts(numbers, ranking)],
         lengths=length_chart(numbers),
         length_table=facts.length_table(numbers),
         agreements=[_agreement_row(one) for one in _agreements(numbers, ranking)],
@@ -102,7 +103,7 @@ def reward_charts(numbers: PairNumbers) -> list[tuple[str, Markup]]:
         return []
     found = []
     for name in numbers.rewards():
-        title = TITLES.get(name, f"Reward {name}")
+        title = f"{numbers.called(name)}{PER.get(name, '')}, number of pairs"
         series = [Series(side, numbers.columns[f"{side}_{name}"][rows], side) for side in reversed(SIDES)]
         # None where no number can be drawn.
         if drawn := charts.histogram(series, title):
@@ -110,12 +111,14 @@ def reward_charts(numbers: PairNumbers) -> list[tuple[str, Markup]]:
     return found
 
 
-def margin_chart(numbers: PairNumbers) -> Markup:
-    """Margins of kept and of dropped pairs, as shares of each."""
+def margin_charts(numbers: PairNumbers, ranking: Sequence[str]) -> list[tuple[str, Markup]]:
+    """(title, chart) of the margins of kept and of dropped pairs, as shares of each; none without pairs."""
     margins, kept = numbers.columns["margin"], np.zeros(len(numbers), bool)
     kept[numbers.kept] = True
     series = [Series("dropped", margins[~kept], "dropped"), Series("kept", margins[kept], "kept")]
-    return charts.histogram(series, "Margins", share=True)
+    title = f"Margin of {numbers.called(ranking[0])}, % of kept and of dropped pairs"
+    drawn = charts.histogram(series, title, share=True)
+    return [(title, drawn)] if drawn else []
 
 
 def length_chart(numbers: PairNumbers) -> Markup:
@@ -127,7 +130,7 @@ def length_chart(numbers: PairNumbers) -> Markup:
 
 def _agreements(numbers: PairNumbers, ranking: list[str]) -> list[Agreement]:
     known = [name for name in ranking if f"chosen_{name}" in numbers.columns]
-    return agreements({name: numbers.difference(name) for name in known}) if len(numbers) else []
+    return agreements({numbers.called(name): numbers.difference(name) for name in known}) if len(numbers) else []
 
 
 def _agreement_row(one: Agreement) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from data_engine.preferences.counts import Funnel
-from data_engine.reporting.columns import PairNumbers
+from data_engine.reporting.columns import SIDES, WORDS, PairNumbers, ranking_rewards
 
 
 def picture(pairs: Path, funnel: Funnel) -> bytes | None:
@@ -12,11 +12,13 @@ def picture(pairs: Path, funnel: Funnel) -> bytes | None:
     The same pairs give the same bytes.
     """
     numbers = PairNumbers.read(pairs)
-    kept, rewards = numbers.kept, numbers.rewards()
-    if not len(kept) or not rewards:
+    kept, column = numbers.kept, numbers.first_reward(ranking_rewards(pairs))
+    if not len(kept) or column is None:
         return None
     # matplotlib takes seconds to import.
     from data_engine.reporting import plots
 
-    columns = {name: column[kept] for name, column in numbers.columns.items()}
-    return plots.summary(columns, rewards[0], [(name.strip(), count) for name, count in funnel.lines()])
+    columns = {name: numbers.columns[name][kept] for name in WORDS}
+    reward = numbers.called(column)
+    columns |= {f"{side}_{reward}": numbers.columns[f"{side}_{column}"][kept] for side in SIDES}
+    return plots.summary(columns, reward, [(name.strip(), count) for name, count in funnel.lines()])

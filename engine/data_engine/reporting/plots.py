@@ -27,7 +27,7 @@ def summary(columns: Mapping[str, np.ndarray], reward: str, funnel: Sequence[tup
     rows = figure.subfigures(2, 1, height_ratios=(3.2, height))
     rewards, words = rows[0].subplots(1, 2)
     _draw_rewards(rewards, columns[f"chosen_{reward}"], columns[f"rejected_{reward}"])
-    rewards.set_xlabel(f"reward, {'sum over the answer' if reward == 'sum' else reward} (dashed: mean)")
+    rewards.set_xlabel(f"reward {reward} (dashed: mean)")
     _draw_lengths(figure, words, columns["chosen_words"], columns["rejected_words"])
     bars = rows[1].subplots()
     _draw_funnel(bars, funnel)
@@ -50,8 +50,8 @@ def _draw_rewards(axes: Axes, chosen: np.ndarray, rejected: np.ndarray) -> None:
         axes.hist(np.clip(values, low, high), bins, color=colour, alpha=0.45, histtype="stepfilled")
         axes.hist(np.clip(values, low, high), bins, color=colour, histtype="step", linewidth=1.4, label=label)
         axes.axvline(values.mean(), color=colour, linestyle="--", linewidth=1)
-    axes.set_xlabel("reward (dashed: mean)")
     axes.set_ylabel("pairs")
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     # Above the plot, where it hides nothing: the search for the best place within takes seconds on a busy machine.
     if len(both):
         axes.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
@@ -64,6 +64,8 @@ def _draw_lengths(figure: Figure, axes: Axes, chosen: np.ndarray, rejected: np.n
     axes.plot([0, top], [0, top], color=SOFT, linestyle="--", linewidth=1)
     axes.set_xlabel(f"words in rejected (mean {rejected.mean():.1f})")
     axes.set_ylabel(f"words in chosen (mean {chosen.mean():.1f})")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     figure.colorbar(mesh, ax=axes, label="pairs", ticks=MaxNLocator(integer=True))
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
+from data_engine.plural import plural
+
 # Inside <script> only these matter: what could end it or open a comment, and two line ends of old JavaScript.
 _ESCAPES = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u2029"}
 FOLDER = Path(__file__).parent
@@ -44,7 +46,7 @@ def _environment() -> jinja2.Environment:
         keep_trailing_newline=True,
         finalize=_escaped,
     )
-    environment.filters["thousands"] = "{:,}".format
+    environment.filters |= {"thousands": "{:,}".format, "plural": plural}
     return environment
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from data_engine import stages
+from data_engine.plural import plural
 from data_engine.store.absent import is_absent, is_there
 from data_engine.store.atomic import NOTHING, creating, link, remove_if_abandoned
 from data_engine.store.sealed import Sealed, read_facts, read_sealed, write_sealed
@@ -82,7 +83,7 @@ def told_of_empty_shards(num_units: int, num_shards: int, shard_index: int | Non
     last = num_shards - 1
     told = f"shard {last} has" if last == num_units else f"shards {num_units} to {last} have"
     this = f" (this is shard {shard_index})" if shard_index is not None and shard_index >= num_units else ""
-    there = f"{num_units} unit{'s' * (num_units != 1)}"
+    there = plural(num_units, "unit")
     return f"{num_shards} shards have {there} to share: {told} nothing to compute{this}; use fewer shards"
 
 

@@ -10,6 +10,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from data_engine.plural import plural
 from data_engine.store.logs import duration
 from data_engine.store.units import compressed
 from data_engine.watching.inert import inert
@@ -126,7 +127,7 @@ def _title(progress: Progress, paper: Paper) -> Text:
 def _summary(progress: Progress, paper: Paper) -> Text:
     told = next((words for words in _in_words(progress) if len(words) <= paper.width), _in_words(progress)[-1])
     found = Text(told, "bold green" if progress.is_done else "bold", no_wrap=True, overflow="crop")
-    told = f"   {progress.num_questions} questions in units of {progress.unit_size}"
+    told = f"   {plural(progress.num_questions, 'question')} in units of {progress.unit_size}"
     if found.cell_len + len(told) <= paper.width:
         found.append(told, "not bold")
     return found

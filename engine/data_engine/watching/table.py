@@ -1,5 +1,6 @@
 """The plain table of `status`: lines of text for any terminal, pipe or file."""
 
+from data_engine.plural import plural
 from data_engine.store.logs import duration
 from data_engine.watching.inert import inert
 from data_engine.watching.progress import TROUBLED, WRITTEN, Progress, RankProgress, StageProgress
@@ -10,9 +11,8 @@ MOST_RANKS = 20
 
 def table(progress: Progress) -> str:
     """What `status` prints."""
-    lines = [
-        f"{progress.work_dir}: {progress.num_questions} questions in {progress.num_units} units of {progress.unit_size}"
-    ]
+    counts = f"{plural(progress.num_questions, 'question')} in {plural(progress.num_units, 'unit')}"
+    lines = [f"{progress.work_dir}: {counts} of {progress.unit_size}"]
     lines += progress.adapters
     lines.append(f"{'stage':<16}{'units':>15}{'':>6}{'ranks':>8}{'answers/s':>12}{'time left':>14}")
     for stage in progress.stages:
@@ -22,7 +22,7 @@ def table(progress: Progress) -> str:
     told = [rank for rank in progress.ranks if rank.state in TROUBLED or rank.error is not None]
     lines += map(_trouble, told[:MOST_RANKS])
     if len(told) > MOST_RANKS:
-        lines.append(f"{len(told) - MOST_RANKS} more ranks are in trouble: --json has all of them")
+        lines.append(f"{plural(len(told) - MOST_RANKS, 'more rank')} in trouble: --json has all of them")
     return "\n".join(lines)
 
 
