@@ -9,6 +9,8 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
+from data_engine.questions.images import BadImage
+
 
 def encode(image: Image.Image, format: str, **options) -> bytes:
     buffer = io.BytesIO()
@@ -65,6 +67,15 @@ def bombs() -> list[bytes]:
     found.append(png_header(5, 5, bytes(80))[:33] + packed + png_header(5, 5, bytes(80))[33:])
     found += [encode(gradient(), name) for name in ("JPEG2000", "PCX", "TGA", "ICO")]
     return [*found, b"", b"no picture", b"<svg/>", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"GIF89a", b"\0" * 5000]
+
+
+def outcome(decode, data: bytes, max_megapixels: float = 1) -> tuple | str:
+    """Size, pixels and mark, or the reason."""
+    try:
+        image = decode(data, max_megapixels)
+    except BadImage as problem:
+        return str(problem)
+    return image.mode, image.size, image.tobytes(), image.info
 
 
 def mutations(rng: random.Random, count: int) -> Iterator[bytes]:

@@ -1,5 +1,6 @@
 """Datasets of questions on disk, as small as a test needs them, and what the engine says of them."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -31,6 +32,19 @@ def write(path: Path, *args, row_group_size: int | None = None, **columns) -> st
 def write_jsonl(path: Path, *rows) -> str:
     path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
     return str(path)
+
+
+def folder_of(folder: Path, *names: str) -> str:
+    """A parquet file by each name, with the name as idx."""
+    for name in names:
+        write(folder / name, [name])
+    return str(folder)
+
+
+def file_of(folder: Path, name: str, data: bytes) -> str:
+    """Packed where the name says so."""
+    (folder / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    return str(folder / name)
 
 
 def refusal(*args, **options) -> str:

@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_run_engine import CPU, ROOT, SCRIPT, launch_command, until
+from test_run_engine import CPU, ROOT, SCRIPT
+from test_supervise import launch_command
+from waiting import until
 
 CORES = 6
 

@@ -21,7 +21,14 @@ ROOT = Path(__file__).parents[2]
 def test_the_kernels_tests_pass_in_the_interpreter():
     # No CUDA device is to be seen, so that on a machine with one the tests take CPU tensors here.
     environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    kernels = ("token_logps", "decode_attention", "layer_kernels", "merge_attention", "engine_by_kernels")
+    kernels = (
+        "token_logps",
+        "decode_attention",
+        "layer_kernels",
+        "norm_kernels",
+        "merge_attention",
+        "engine_by_kernels",
+    )
     files = [*(f"tests/gpu/test_{name}.py" for name in kernels), "tests/families/test_family_by_kernels.py"]
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *files]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
