@@ -139,13 +139,13 @@ def test_without_the_implicit_reward_its_columns_are_null_and_the_report_shows_t
     }
     assert "chosen_implicit_min" not in rows[0]
     text = page.report_text(tmp_path / "work", world.questions(), funnel)
-    assert "Reward made_up" in text
-    assert "Reward of the answer (sum)" not in text
+    assert "made.up, number of pairs" in text
+    assert "implicit.sum of the answer" not in text
     shown = {(pair["idx"], *pair["answers"]): pair["rewards"] for pair in Page(text).pairs}
     key = tuple(rows[0][name] for name in ("idx", "chosen_index", "rejected_index"))
     expected = [rows[0][f"{side}_made_up"] for side in ("chosen", "rejected")]
-    assert shown[key]["made_up"] == pytest.approx(expected, rel=1e-5)
-    assert "sum" not in shown[key]
+    assert shown[key]["made.up"] == pytest.approx(expected, rel=1e-5)
+    assert "implicit.sum" not in shown[key]
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
