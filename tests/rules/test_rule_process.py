@@ -59,16 +59,61 @@ def test_a_cell_that_a_built_in_rule_refuses_is_told_by_the_name_of_the_rule():
     [
         ("import os; os._exit(3)", "the rule ended its process (exit code 3), 2 times"),
         ("import ctypes; ctypes.string_at(0)", "the rule crashed its process (SIGSEGV), 2 times"),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "the rule crashed its process (SIGKILL), 2 times"),
         ("while True: pass", "the rule took more than 0.4 s of processor time, 2 times"),
         ("return [len(bytearray(1 << 33))]", "it needs more memory than a rule may have, 2 times"),
         ("x = [0]\nwhile True: x += x", "it needs more memory than a rule may have, 2 times"),
-        ("import os; os.closerange(3, 100)\nwhile True: pass", "the rule crashed its process (SIGKILL), 2 times"),
+        (
+            "import os; os.closerange(3, 100)\nwhile True: pass",
+            "the rule closed or wrote into a file of its process that is not its own, 2 times",
+        ),
     ],
 )
-def test_what_ends_the_process_is_tried_twice_and_recorded(judged, body, problem):
+def test_what_ends_the_process_is_tried_twice_and_recorded(judged, monkeypatch, body, problem):
+    monkeypatch.setattr("data_engine.processes.isolated.END_S", 0.2 if "closerange" in body else 60)
     limits = HASTY if "processor time" in problem else LITTLE
     assert judged(body, limits) == Judged(problem=problem, is_limit=True)
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", "the rule was killed, most often for want of memory"),
+        ("raise OSError(errno.EIO, 'Input/output error')", "f raised OSError: [Errno 5] Input/output error (line 4)"),
+        # The limit on processes of this user is the machine's.
+        ("raise BlockingIOError(errno.EAGAIN, 'none')", "f raised BlockingIOError: [Errno 11] none (line 4)"),
+    ],
+)
+def test_what_the_machine_does_is_tried_twice_and_missing(judged, body, problem):
+    assert judged(f"import errno\n{body}") == Judged(problem=f"{problem}, 2 times", is_limit=True, is_missing=True)
+
+
+def test_a_disk_that_fails_once_costs_nothing(judged, tmp_path):
+    body = f"""
+        import errno, pathlib
+        if not pathlib.Path({str(tmp_path / "again")!r}).exists():
+            pathlib.Path({str(tmp_path / "again")!r}).touch()
+            raise OSError(errno.ESTALE, 'Stale file handle')
+        return [1, 2]
+        """
+    assert judged(body) == Judged((1.0, 2.0), (None, None))
+
+
+def test_a_worker_that_is_killed_while_it_imports_the_rule_is_a_try_of_the_question(tmp_path):
+    """As where memory is short: importing is what fills it."""
+    short = tmp_path / "short of memory"
+    source = (
+        "import os, signal\n"
+        f"if os.path.exists({str(short)!r}): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "def f(row, answers): return [1.0] * len(answers)\n"
+    )
+    short.touch()
+    with contextlib.closing(RuleProcess(Rule("mine.py:f", function="f", source=source), LITTLE)) as running:
+        told = "importing the file was killed, most often for want of memory"
+        assert running.judge({}, ANSWERS) == Judged(problem=f"{told}, 2 times", is_limit=True, is_missing=True)
+        with pytest.raises(UserError, match=f'rule "mine.py:f": {told}'):
+            running.start()
+        short.unlink()
+        assert running.judge({}, ANSWERS) == Judged((1.0, 1.0), (None, None))
 
 
 def test_a_rule_may_write_into_its_list_where_the_order_stays(judged):

@@ -44,19 +44,26 @@ def check(plan: Plan, claims: Claims) -> None:
             if exchanged := exchanged_input(facts, inputs):
                 reason = f"its unit of {exchanged} is another one now"
             elif stage.name in todo and not reason:
-                reason = _readable_now(plan, unit, {idx for idx, _ in facts["missing"]})
+                reason = _why_again(plan, stage, unit, {idx for idx, _ in facts["missing"]})
             if reason:
                 _set_aside(plan, claims, stage, unit, (seal, reason))
             seals[stage.name][unit] = "set aside" if reason else seal
 
 
-def _readable_now(plan: Plan, unit: int, missing: set) -> str | None:
-    """Why a unit with these missing rows is to be computed again, or None where they are missing still."""
+def _why_again(plan: Plan, stage: Stage, unit: int, missing: set) -> str | None:
+    """Why a unit with these missing rows is to be computed again, or None where they are missing still.
+
+    A stage that looks at no picture lacks a row for what the machine did alone.
+    """
+    sees_pictures = bool({*stage.settings} & {*stages.PICTURES})
     for row in plan.unit_rows[unit] if missing else ():
-        if plan.questions.idx[row] in missing:
+        idx = plan.questions.idx[row]
+        if idx in missing and not sees_pictures:
+            return f"row {idx!r} failed then for what the machine did"
+        if idx in missing:
             [question] = plan.questions.rows(range(row, row + 1))
             if not question.missing:
-                return f"row {question.idx!r} could not be read then, and can be read now"
+                return f"row {idx!r} could not be read then, and can be read now"
     return None
 
 

@@ -110,20 +110,20 @@ class Ruled:
 
 
 def result(rows: Sequence[list[dict]], judged: Sequence[Judged], idx_type: pa.DataType) -> UnitResult:
-    """The unit's table; a question of which no answer could be judged is left out with its reason."""
-    records, left_out = [], []
+    """The unit's table; a question of which no answer could be judged is left out with its reason, or is missing."""
+    records, left_out, missing = [], [], []
     for answers, found in zip(rows, judged, strict=True):
         problem = found.problem
         if problem is None and all(found.reasons):
             problem = found.reasons[0]
         if problem is not None:
-            left_out.append((answers[0]["idx"], problem))
+            (missing if found.is_missing else left_out).append((answers[0]["idx"], problem))
             continue
         records += [
             {"idx": answer["idx"], "sample_index": answer["sample_index"], "score": score, "reason": reason}
             for answer, score, reason in zip(answers, found.scores, found.reasons, strict=True)
         ]
-    return UnitResult(pa.Table.from_pylist(records, schemas.ruled(idx_type)), left_out)
+    return UnitResult(pa.Table.from_pylist(records, schemas.ruled(idx_type)), left_out, missing)
 
 
 def _by_question(sampled: pa.Table, records: Iterable[dict]) -> Iterator[tuple[dict, list[dict]]]:

@@ -15,6 +15,11 @@ from typing import BinaryIO
 
 from data_engine.processes import job_signals
 
+# A process whose socket is closed has so long to end.
+END_S = 5
+# What is said of one that another process has killed.
+KILLED = "was killed, most often for want of memory"
+
 
 def command(module: str) -> list[str]:
     """What starts a module. -P: a file in the current folder must not shadow a module of Python."""
@@ -54,6 +59,18 @@ class Isolated:
             self.stream.close()
         self.socket.close()
         return self.process.wait()
+
+    def ended(self) -> int | None:
+        """Clean up where the socket has closed. The exit code, as `end` returns it; None for a process that went on and
+        was killed here.
+
+        -SIGKILL is what the machine did, as where memory is short, and no fault of what ran there.
+        """
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(END_S)
+        went_on = self.process.returncode is None
+        code = self.end()
+        return None if went_on else code
 
 
 @contextlib.contextmanager

@@ -10,7 +10,6 @@ and a reason.
 import contextlib
 import signal
 import struct
-import subprocess
 import threading
 from typing import BinaryIO
 
@@ -28,8 +27,6 @@ CLOCK_S = 600
 # Limit of a worker's memory, plus BYTES_A_PIXEL for the copies that Pillow and NumPy make: 16 bits a channel, twice.
 MEMORY_BYTES = 2 << 30
 BYTES_A_PIXEL = 16
-# A worker whose socket is closed has so long to end.
-END_S = 5
 # An image that ends so many workers is given up.
 TRIES = 2
 COMMAND = isolated.command("data_engine.questions.image_workers")
@@ -78,10 +75,8 @@ class ImageWorkers:
             try:
                 found = worker.decode(data or b"", max_megapixels, exif)
             except (EOFError, OSError):
-                # It may still be ending, and would count as killed.
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    worker.process.wait(END_S)
-                code = self._end(worker)
+                self._forget(worker)
+                code = worker.ended()
                 continue
             except BaseException:
                 self._end(worker)
@@ -125,17 +120,20 @@ class ImageWorkers:
                 return
         worker.end()
 
-    def _end(self, worker: "_Worker") -> int:
+    def _end(self, worker: "_Worker") -> None:
+        self._forget(worker)
+        worker.end()
+
+    def _forget(self, worker: "_Worker") -> None:
         with self._lock:
             self._busy.discard(worker)
-        return worker.end()
 
 
-def _what_ended(code: int) -> str:
+def _what_ended(code: int | None) -> str:
     return {
         -signal.SIGPROF: f"took more than {PROCESSOR_S} s of processor time",
         -signal.SIGALRM: f"took more than {CLOCK_S} s",
-        -signal.SIGKILL: "was killed, most often for want of memory",
+        -signal.SIGKILL: isolated.KILLED,
     }.get(code, "crashed")
 
 

@@ -129,7 +129,9 @@ def data_files() -> Iterator[list[str]]:
 
 
 def judged(function: Callable, set_up: SetUp, row: dict, answers: list[str]) -> dict:
-    """`scores` and `reasons`, one an answer, or `problem`: why none of them has a number; `memory` where it ran out."""
+    """`scores` and `reasons`, one an answer, or `problem`: why none of them has a number; `memory` where it ran out,
+    and `errno` of an error of the system.
+    """
     name = set_up.function
     try:
         # Some rules sort what they are given, and others keep it.
@@ -148,7 +150,8 @@ def judged(function: Callable, set_up: SetUp, row: dict, answers: list[str]) -> 
         return {"problem": NO_MEMORY, "memory": True}
     # SystemExit too: whatever the function raises is the question's reason.
     except BaseException as error:
-        return {"problem": f"{name} raised {told(error, set_up.file)}"}
+        number = error.errno if isinstance(error, OSError) else None
+        return {"problem": f"{name} raised {told(error, set_up.file)}", "errno": number}
     return {"scores": scores, "reasons": reasons}
 
 
