@@ -14,9 +14,9 @@ STAGES = tuple(RunStages().by_name)
 def lost_to_waiting(num_ranks: int, num_units: int, stages: tuple[str, ...], seed: int = 0) -> float:
     """Share of all ranks' time, until the last unit is there, in which they have none.
 
-    Each rank asks `workable` whenever it is free, as the engine does, and takes the first that nobody holds. Unit times
-    are drawn: 8 questions each, log-normal as the lengths of answers are, so that units differ by a fifth or so. Rank 0
-    takes 3 times as long for everything.
+    Each rank asks `workable` whenever it is free, as the engine does where a unit takes some seconds, and takes the
+    first that nobody holds. Unit times are drawn: 8 questions each, log-normal as the lengths of answers are, so that
+    units differ by a fifth or so. Rank 0 takes 3 times as long for everything.
     """
     seconds = np.random.default_rng(seed).lognormal(0, 0.57, (len(stages), num_units, 8)).mean(2)
     done = {stage: set() for stage in (STAGES[0], *stages)}

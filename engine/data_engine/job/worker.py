@@ -16,6 +16,7 @@ from data_engine.errors import IncompleteError, TakenOverError, UserError, kind_
 from data_engine.exit_codes import DONE, FAILED, INCOMPLETE, NOTHING_WRITTEN, STOPPED, WRONG_INPUT
 from data_engine.job import published, run_file
 from data_engine.job.earlier import incomplete
+from data_engine.job.free_units import FreeUnits
 from data_engine.job.last_step import alone, pair_all, summarise
 from data_engine.job.model_holder import ModelHolder
 from data_engine.job.plan import Plan
@@ -116,6 +117,7 @@ class Worker:
     def __init__(self, plan: Plan, stop: Stop) -> None:
         self.plan, self.stop = plan, stop
         self.claims = claims.Claims(plan.work_dir, plan.ranks.rank)
+        self.free = FreeUnits(plan.work_dir, plan.mine)
         self.writer = Writer()
         self.image_workers = ImageWorkers()
         self.held = ModelHolder(plan, self.image_workers)
@@ -136,7 +138,7 @@ class Worker:
             self.plan.work_dir, names, self.plan.mine, total, self.plan.ranks
         ) as progress, self._everything_written():  # fmt: skip
             # Once, unless a unit of an earlier phase turns out to be damaged.
-            while coordination.any(self._left(todo)):
+            while coordination.any(self.free.are_left(todo)):
                 # The workers start while the model is loaded.
                 self.image_workers.start()
                 for phase in coordination.phases(todo):
@@ -149,7 +151,7 @@ class Worker:
 
     def lacks_units(self) -> bool:
         """Whether this start has units of its shard to publish."""
-        return self._left(self._todo)
+        return self.free.are_left(self._todo)
 
     def _look_at_first_rows(self, todo: list[Stage]) -> None:
         """Raise UserError, before a model is loaded, where none of them can be used."""
@@ -160,10 +162,15 @@ class Worker:
 
     def _work_through(self, phase: list[Stage], coordination: Coordination, progress: Progress) -> None:
         """Publish what is left of some stages, as long as no signal comes."""
-        if coordination.any(self._left(phase)) and coordination.split:
+        if coordination.any(self.free.are_left(phase)) and coordination.split:
             self.held.load(phase[0].model, coordination)
-        while self._left(phase) and not self.stop.wanted:
-            if not self._work_on_one(phase, coordination, progress) and not self._written():
+        while not self.stop.wanted:
+            if self._work_on_one(phase, coordination, progress):
+                continue
+            has_written = self._written()
+            if not self.free.are_left(phase):
+                break
+            if not has_written:
                 coordination.idle()
         self._written()
         coordination.finish()
@@ -198,25 +205,6 @@ class Worker:
         if lacking := incomplete(plan.work_dir, plan.stages, first, plan.unit_rows, plan.mine):
             raise IncompleteError(lacking[0])
 
-    def _done(self, todo: Sequence[Stage]) -> dict[str, set[int]]:
-        """The published units of these stages, and of those that they need."""
-        names = {name for stage in todo for name in (stage.name, *stage.needs)}
-        return {name: units.published(self.plan.work_dir, name) for name in names}
-
-    def _left(self, todo: Sequence[Stage]) -> bool:
-        """Whether these stages have a unit of this shard to publish.
-
-        Units that wait for a stage outside of `todo` are ignored: another shard or phase computes that one.
-        """
-        done, names = self._done(todo), {stage.name for stage in todo}
-        for stage in todo:
-            ready = set(self.plan.mine)
-            for needed in set(stage.needs) - names:
-                ready &= done[needed]
-            if not done[stage.name].issuperset(ready):
-                return True
-        return False
-
     def _work_on_one(self, todo: Sequence[Stage], coordination: Coordination, progress: Progress) -> bool:
         """Claim and compute the first unit that is free and has what it needs."""
         claimed = self._claim(todo)
@@ -230,12 +218,11 @@ class Worker:
 
     def _claim(self, todo: Sequence[Stage]) -> tuple[Stage, int, contextlib.ExitStack] | None:
         """Stage and number of the first unit that is free and has what it needs, and what gives it back."""
-        by_name = {stage.name: stage for stage in todo}
-        for name, unit in units.workable(list(by_name), self.plan.mine, self._done(todo)):
+        for stage, unit in self.free.of(todo):
             with contextlib.ExitStack() as claim:
-                taken = claim.enter_context(self.claims.hold(name, unit))
-                if taken and unit not in units.published(self.plan.work_dir, name):
-                    return by_name[name], unit, claim.pop_all()
+                taken = claim.enter_context(self.claims.hold(stage.name, unit))
+                if taken and not self.free.is_published(stage.name, unit):
+                    return stage, unit, claim.pop_all()
         return None
 
     def _compute(
