@@ -1,6 +1,7 @@
 """The functions for Python refuse what would give a wrong number, or an error that does not say what is wrong."""
 
 import io
+import json
 import re
 from decimal import Decimal
 from pathlib import Path
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from data_engine import build_pairs, sample_answers, score_answers
-from data_engine.errors import UserError
+from data_engine import build_pairs, load_model, sample_answers, score_answers
+from data_engine.bench import shapes
+from data_engine.errors import BadRow, UserError
 
 ROWS = [{"idx": 1, "sample_index": n, "answer": f"a {n}", "sum": float(n), "avg": float(n)} for n in range(4)]
 
@@ -56,6 +58,76 @@ def test_one_text_is_no_list_of_answers(instruct, golden_images):
     """Each of its letters would be scored as an answer."""
     with pytest.raises(UserError, match="answers must be a list of texts, or of lists of ids; got one text"):
         score_answers(instruct, golden_images[0], "What is it?", "a dog")
+
+
+@pytest.mark.parametrize("answers", [None, 5, {"answer": "a dog"}, b"a dog", np.array(5), {5, 9}])
+def test_answers_are_a_list(instruct, golden_images, answers):
+    """The keys of a dict and the bytes of a text would be scored as answers, and a set has no order."""
+    with pytest.raises(UserError, match=f"answers must be .* of ids; got {type(answers).__name__}"):
+        score_answers(instruct, golden_images[0], "What is it?", answers)
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        ([5, 10**6], "answer 1 has the id 1000000; the model has 1000 ids"),
+        ([5, 2**70], "answer 1 has the id 1180591620717411303424; the model has 1000 ids"),
+        ([-1, 5], "answer 1 has the id -1; ids are whole numbers from 0 on"),
+        ([], "answer 1 has no ids, and so no log-probs"),
+    ],
+)
+def test_ids_that_the_model_cannot_score_are_told_by_their_answer(instruct, golden_images, answer, says):
+    with pytest.raises(BadRow, match=says):
+        score_answers(instruct, golden_images[0], "What is it?", [[5, 9], answer])
+
+
+def test_the_id_of_a_picture_is_no_token_of_an_answer(tmp_path, golden_images):
+    """A run leaves such a row out; the model would score it as the picture's place."""
+    shapes.write_checkpoint(tmp_path, 400, shapes.QWEN)
+    model = load_model(None, tmp_path, device="cpu", dtype="float32")
+    media = json.loads((tmp_path / "config.json").read_text())["image_token_id"]
+    with pytest.raises(BadRow, match=f"answer 0 has the id {media}, which stands for a picture, film or sound"):
+        score_answers(model, golden_images[0], "What is it?", [[5, media, 9]])
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"max_megapixels": "64"}, "max_megapixels must be a finite number, got '64'"),
+        ({"max_megapixels": None}, "max_megapixels must be a finite number, got None"),
+        ({"max_megapixels": 0}, "max_megapixels must be above 0, got 0"),
+    ],
+)
+def test_scoring_checks_the_values_that_sampling_checks(instruct, golden_images, changes, says):
+    for call, given in ((score_answers, {"answers": ["a dog"]}), (sample_answers, {"k": 1, "max_new_tokens": 1})):
+        with pytest.raises(UserError, match=says):
+            call(instruct, golden_images[0], "What is it?", **given, **changes)
+
+
+@pytest.mark.parametrize("model", [None, "models/llava-v1.5-7b", torch.nn.Linear(1, 1)])
+def test_a_model_is_one_of_load_model(golden_images, model):
+    for call, given in ((score_answers, {"answers": ["a dog"]}), (sample_answers, {"k": 1})):
+        with pytest.raises(UserError, match=f"model must be what load_model gives, got {type(model).__name__}"):
+            call(model, golden_images[0], "What is it?", **given)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"path": None}, "path must be a folder or a hub id, got None"),
+        ({"path": 5}, "path must be a folder or a hub id, got 5"),
+        ({"path": Path("no_such_folder")}, "model path 'no_such_folder' is neither a folder nor a hub id"),
+        ({"name": Path("llava")}, "name must be a known model name, or None, got PosixPath"),
+        ({"device": None}, "unknown device None; expected auto, cpu, cuda or cuda:N"),
+        ({"dtype": torch.bfloat16}, "unknown dtype torch.bfloat16; expected auto, float32, bfloat16 or float16"),
+        ({"chat_template": Path("a.jinja")}, "chat_template must be the text of a template, got PosixPath"),
+        ({"chat_template_kwargs": '{"enable_thinking": false}'}, "chat_template_kwargs must be a dict, got str"),
+    ],
+)
+def test_a_model_that_cannot_be_loaded_so_is_told_which_value_is_wrong(goldens, changes, says):
+    given = {"name": None, "path": str(goldens / "llava/instruct"), "device": "cpu"} | changes
+    with pytest.raises(UserError, match=re.escape(says)):
+        load_model(**given)
 
 
 @pytest.mark.parametrize("answer", [b"a dog", {"answer": "a dog"}, None, 5])

@@ -5,10 +5,12 @@ layers/ how decoders compute, sharding/ models that are split over ranks.
 """
 
 import logging
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from data_engine.chat_settings import ChatSettings
+from data_engine.flags import require
 from data_engine.models.checkpoints.adapter_folder import model_folder, parts, telling_real_places
 from data_engine.models.checkpoints.allocation import map_large_tensors
 from data_engine.models.checkpoints.json_files import ModelError
@@ -24,12 +26,12 @@ log = logging.getLogger(__name__)
 
 def load_model(
     name: str | None,
-    path: str,
+    path: str | os.PathLike[str],
     *,
     device: str = "auto",
     dtype: str = "auto",
     revision: str | None = None,
-    base_path: str | None = None,
+    base_path: str | os.PathLike[str] | None = None,
     split: "Split | None" = None,
     chat_template: str | None = None,
     chat_template_kwargs: Mapping[str, object] | None = None,
@@ -46,7 +48,7 @@ def load_model(
     `chat_template_kwargs` are its variables, as {"enable_thinking": False}.
     With `headed` it is a reward model, which has a head of one number, and may lack the one of its vocabulary. With
     `compiled`, answers run through layers by torch.compile, where the model allows it; a warning says where not.
-    Raises ModelError, a ValueError, naming what is wrong.
+    Raises UserError, a ValueError, naming what is wrong.
     """
     from data_engine.models.device import pick_device, pick_dtype
     from data_engine.models.layers.backends import choose_backends
@@ -56,6 +58,7 @@ def load_model(
     from data_engine.models.layers.merged_linear import merge_linears, merges_linears
     from data_engine.models.layers.rotary import keep_constant_tables
 
+    _check_types(name, path, chat_template, chat_template_kwargs)
     choose_backends()
     with telling_real_places():
         folder = model_folder(path, revision, base_path)
@@ -90,6 +93,19 @@ def load_model(
         if on_gpu:
             fuse_operations(model.decoder)
     return model
+
+
+def _check_types(name: object, path: object, chat_template: object, kwargs: object) -> None:
+    """Raise UserError for values of load_model that would fail deep inside it, by the name of the argument."""
+    is_path = isinstance(path, str | os.PathLike)
+    require(is_path, f"path must be a folder or a hub id, got {path!r}")
+    for argument, value, kind, expected in (
+        ("name", name, str, "a known model name, or None"),
+        ("chat_template", chat_template, str, "the text of a template"),
+        ("chat_template_kwargs", kwargs, Mapping, "a dict"),
+    ):
+        fits = value is None or isinstance(value, kind)
+        require(fits, f"{argument} must be {expected}, got {type(value).__name__}")
 
 
 def family_class(family: str) -> "type[ModelFamily]":

@@ -37,6 +37,13 @@ def asked(
     return with_images(conversation_of(list(question)), len(pictures)), pictures
 
 
+def require_model(model: object) -> None:
+    """Raise UserError for what load_model did not give, such as the path of a checkpoint."""
+    # The protocol VisionLanguageModel has many members; nothing but a loaded model has this one.
+    is_model = hasattr(model, "why_plain")
+    require(is_model, f"model must be what load_model gives, got {type(model).__name__}")
+
+
 def require_unicode(name: str, text: str) -> None:
     """Raise UserError for half of a surrogate pair, which no tokenizer takes."""
     try:

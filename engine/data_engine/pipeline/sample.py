@@ -14,7 +14,7 @@ from data_engine.errors import BadRow, UserError
 from data_engine.flags import require
 from data_engine.models.base import VisionLanguageModel
 from data_engine.models.prompt_maker import PromptMaker
-from data_engine.pipeline.asked import Images, asked
+from data_engine.pipeline.asked import Images, asked, require_model
 from data_engine.pipeline.runner import StageContext, UnitWork
 from data_engine.questions import images
 from data_engine.questions.conversation import Conversation
@@ -266,6 +266,7 @@ def sample_answers(
     read, BadRow for messages that the model does not take, ArithmeticError where the model gives logits that are NaN or
     infinite, and UserError for values out of range and where memory runs out with one answer at a time.
     """
+    require_model(model)
     require_whole(k=k, seed=seed, top_k=top_k, max_new_tokens=max_new_tokens)
     require(isinstance(idx, str | numbers.Integral), f"idx must be text or a whole number, got {idx!r}")
     check_values(

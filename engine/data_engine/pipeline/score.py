@@ -3,7 +3,7 @@
 import functools
 import logging
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 
@@ -11,10 +11,11 @@ import pyarrow as pa
 from torch import Tensor
 
 from data_engine import schemas, stages
+from data_engine.config_checks import check_values
 from data_engine.errors import BadRow, UserError
 from data_engine.flags import require
 from data_engine.models.base import Prompt, VisionLanguageModel
-from data_engine.pipeline.asked import Images, asked, require_unicode
+from data_engine.pipeline.asked import Images, asked, require_model, require_unicode
 from data_engine.pipeline.passes import AnswerRunner, Computed, compute_unit
 from data_engine.pipeline.runner import StageContext, UnitWork
 from data_engine.pipeline.works import Behind, lacks_room, require_room
@@ -207,11 +208,20 @@ def _answer_ids(
         # One that was cut off has no end token under the model that drew it, and so none here. Nothing is left of "".
         was_cut = row["finish_reason"] == "length" and len(found) > thought_tokens + 1
         return (found[:-1] if was_cut else found), thought_tokens
-    if max(ids) >= model.num_ids:
-        raise BadRow(f"answer {row['sample_index']} has the id {max(ids)}; the model has {model.num_ids} ids")
-    if media := set(ids).intersection(model.banned_token_ids):
-        raise BadRow(f"answer {row['sample_index']} has the id {min(media)}, which stands for a picture, film or sound")
+    _require_known(model, ids, row["sample_index"])
     return ids, row.get("thought_tokens") or 0
+
+
+def _require_known(model: VisionLanguageModel, ids: list[int], place: int) -> None:
+    """Raise BadRow for ids of an answer that the model cannot score."""
+    if not ids:
+        raise BadRow(f"answer {place} has no ids, and so no log-probs")
+    if min(ids) < 0:
+        raise BadRow(f"answer {place} has the id {min(ids)}; ids are whole numbers from 0 on")
+    if max(ids) >= model.num_ids:
+        raise BadRow(f"answer {place} has the id {max(ids)}; the model has {model.num_ids} ids")
+    if media := set(ids).intersection(model.banned_token_ids):
+        raise BadRow(f"answer {place} has the id {min(media)}, which stands for a picture, film or sound")
 
 
 def _encoded(model: VisionLanguageModel, conversation: Conversation, answer: str) -> tuple[list[int], int]:
@@ -243,22 +253,24 @@ def score_answers(
 
     Token ids are scored as they are, nothing added, and all of them count. Text is encoded as in the training prompt,
     literally, and always counts its EOS; a thought before the answer does not count, nor anything of one that is not
-    finished. Raises ValueError for an answer without ids, images.BadImage for an image that cannot be read, BadRow for
-    messages that the model does not take, and answers that are too long for it, and UserError for what are no answers.
+    finished. Raises images.BadImage for an image that cannot be read, BadRow for messages that the model does not take,
+    and answers that are too long for it or have ids that it has not, and UserError for what are no answers, and values
+    out of range.
     """
+    require_model(model)
+    check_values(max_megapixels=max_megapixels)
     expected = "answers must be a list of texts, or of lists of ids; got"
     require(not isinstance(answers, str), f"{expected} one text")
+    require(_is_list(answers), f"{expected} {type(answers).__name__}")
     answers = list(answers)
     for one in answers:
-        # Each byte of a text that was not decoded would be scored as the id of a token.
-        told = f"{expected} one of {type(one).__name__}"
-        require(hasattr(one, "__iter__") and not isinstance(one, bytes | bytearray | dict), told)
+        require(_is_list(one), f"{expected} one of {type(one).__name__}")
         if isinstance(one, str):
             require_unicode("an answer", one)
     conversation, pictures = asked(image, question, max_megapixels, exif)
     prompt = model.prompt(conversation, pictures, True, max_megapixels)
     both = [
-        _encoded(model, conversation, one) if isinstance(one, str) else (_whole(one, place), 0)
+        _encoded(model, conversation, one) if isinstance(one, str) else (_whole(model, one, place), 0)
         for place, one in enumerate(answers)
     ]
     if not both:
@@ -270,10 +282,27 @@ def score_answers(
     return [logps.cpu()[start:] for logps, (_, start) in zip(found, both, strict=True)]
 
 
-def _whole(ids: Iterable, place: int) -> list[int]:
+def _is_list(value: object) -> bool:
+    """Whether it has items in an order, of whatever library.
+
+    Each byte of a text that was not decoded would be scored as the id of a token, and each key of a dict as an answer.
+    """
+    if isinstance(value, bytes | bytearray | memoryview | Mapping | Set):
+        return False
+    try:
+        iter(value)
+    except TypeError:
+        # An array without dimensions, too.
+        return False
+    return True
+
+
+def _whole(model: VisionLanguageModel, ids: Iterable, place: int) -> list[int]:
     """The ids of an answer, of whatever library's whole numbers. Raises UserError where one is none."""
     found = list(ids)
     try:
-        return [operator.index(one) for one in found]
+        whole = [operator.index(one) for one in found]
     except TypeError:
         raise UserError(f"answer {place}, counted from 0, has ids that are no whole numbers: {found[:5]}") from None
+    _require_known(model, whole, place)
+    return whole

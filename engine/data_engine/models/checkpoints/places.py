@@ -13,8 +13,9 @@ from data_engine.processes.counting import waiting
 FILE_ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".json")
 
 
-def resolve(path: str, revision: str | None = None) -> Path:
+def resolve(path: str | os.PathLike[str], revision: str | None = None) -> Path:
     """A local folder, or that of a hub id in the local cache. Raises ModelError where neither exists."""
+    path = os.fspath(path)
     # os.path, not pathlib: a name that is too long, or has a zero byte, is no folder, and no exception.
     if os.path.isdir(path):
         return Path(path).resolve()
