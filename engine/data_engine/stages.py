@@ -101,7 +101,7 @@ class Source:
     flags: str | None = None
     """module:function of a RunConfig, which returns SourceFlags: what is behind the source's own flags, read once"""
     aspects: str | None = None
-    """field of the configuration that may name several aspects, each of which has a column, SOURCE.NAME"""
+    """field of the configuration that may name several aspects: each has a column, SOURCE.NAME, and they have a mean"""
     optional: tuple[Stage, ...] = ()
     """stages of models that a run may name: where it does, such a stage stands in the place of the first of `stages`"""
 
@@ -194,6 +194,8 @@ SOURCES = {
         "data_engine.rewards.critic:rewards", ("critic",), flags="data_engine.rewards.critic:flags",
     ),
 }  # fmt: skip
+# The column of the mean of a source's aspects, SOURCE.mean; an aspect of that name stands for itself.
+MEAN = "mean"
 # What --rewards is where it is not given.
 DEFAULT = "implicit"
 
@@ -232,7 +234,9 @@ class RunStages:
             schema = functools.partial(schemas.scores, columns=[*map(schemas.score_name, sorted(aspects))])
             [stage] = found.stages
             columns = tuple(f"{name}.{aspect}" for aspect in aspects)
-            found = replace(found, stages=(replace(stage, schema=schema),), columns=columns)
+            mean = (f"{name}.{MEAN}",) if len(aspects) > 1 and MEAN not in aspects else ()
+            stage = replace(stage, schema=schema)
+            found = replace(found, stages=(stage,), columns=(*columns, *mean), rank_by=columns)
         return found
 
     @functools.cached_property
@@ -257,8 +261,10 @@ class RunStages:
         ranks, and the others of one whose columns all rank by default.
         """
         found = list(rank_by)
-        for source in map(self.source, self.sources):
-            if not source.rank_by or not set(source.columns) & set(rank_by):
+        for name in self.sources:
+            source = self.source(name)
+            # Of aspects, each is told whichever ranks.
+            if not SOURCES[name].rank_by or not set(source.columns) & set(rank_by):
                 found += source.rank_by or source.columns
         return tuple(dict.fromkeys(found))
 

@@ -174,8 +174,49 @@ def test_an_aspect_by_which_nothing_ranks_is_summed_up(start, paths, tmp_path, c
         "yesno.helpful": True, "yesno.faithful": False, "yesno.safe": False
     }  # fmt: skip
     assert "yesno.faithful" in (tmp_path / "work/report/index.html").read_text()
-    with pytest.raises(UserError, match=r'rank_by names "yesno".*known: yesno.faithful, yesno.helpful, yesno.safe'):
+    known = "known: yesno.faithful, yesno.helpful, yesno.safe, yesno.mean"
+    with pytest.raises(UserError, match=f'rank_by names "yesno".*{known}'):
         start(listed(paths), rank_by="yesno")
+    with pytest.raises(UserError, match=r'rank_by names "yesno.mean".*known: yesno.safe$'):
+        start(listed(paths, "safe"), rank_by="yesno.mean")
+
+
+def test_answers_rank_by_the_mean_of_their_aspects(start, paths, tmp_path, capsys):
+    assert start(listed(paths)) == 0
+    assert "yesno.mean" not in capsys.readouterr().out
+    work = tmp_path / "work"
+    flags = ["--name", "mean", "--rank_by", "yesno.mean", "--strategy", "best_worst"]
+    assert pairs.main([str(work), *flags]) == 0
+    assert "yesno.mean: " in capsys.readouterr().out
+    means: dict = {}
+    for row in read(work / "yesno"):
+        mean = (row["score_faithful"] + row["score_helpful"] + row["score_safe"]) / 3
+        means.setdefault(row["idx"], {})[row["sample_index"]] = mean
+    found = pq.read_table(work / "pairs/mean.parquet").to_pylist()
+    assert {pair["idx"] for pair in found} == {"good", "palette"}
+    for pair in found:
+        own = means[pair["idx"]]
+        best, worst = own[pair["chosen_index"]], own[pair["rejected_index"]]
+        assert (best, worst) == pytest.approx((max(own.values()), min(own.values())), abs=1e-12)
+        assert pair["margin"] == pytest.approx(best - worst, abs=1e-12)
+        assert pair["chosen_yesno_mean"] == pytest.approx(best, abs=1e-12)
+
+
+def test_pairs_without_a_mean_as_earlier_ones_are_shown_and_exported(start, paths, tmp_path):
+    assert start(listed(paths)) == 0
+    path = tmp_path / "work/pairs/pairs.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.drop_columns(["chosen_yesno_mean", "rejected_yesno_mean"]), path)
+    work = str(tmp_path / "work")
+    assert report.main([work]) == 0
+    assert export.main([work, "--format", "trl,scored", "--output", str(tmp_path / "out")]) == 0
+
+
+def test_an_aspect_that_is_called_mean_stands_for_itself(start, paths, tmp_path):
+    assert start(f"mean={paths['safe']},other={paths['helpful']}", rank_by="yesno.mean") == 0
+    rows = {(row["idx"], row["sample_index"]): row for row in read(tmp_path / "work/yesno")}
+    for pair in read(tmp_path / "work/pairs"):
+        assert pair["chosen_yesno_mean"] == rows[pair["idx"], pair["chosen_index"]]["score_mean"]
 
 
 def test_pairs_by_some_aspects_are_made_and_exported_whatever_a_later_start_judges_by(start, paths, goldens, tmp_path):

@@ -15,6 +15,7 @@ from data_engine.config import RunConfig
 from data_engine.errors import Collected, UserError
 from data_engine.flag_files import files_by_name, names_in, read_text
 from data_engine.rewards import RewardSettings, StageColumns
+from data_engine.rewards.aspects import rewards_of
 from data_engine.schemas import score_name
 from data_engine.stages import SourceFlags
 
@@ -63,10 +64,8 @@ class YesNoTemplate:
 
 
 def rewards(computed: Mapping[str, StageColumns], settings: RewardSettings) -> dict[str, np.ndarray]:
-    """The judge's score of each answer, or of each aspect of it."""
-    table = computed["yesno"].table
-    scores = {name.removeprefix("score"): table[name] for name in table.column_names if name.startswith("score")}
-    return {f"yesno{name.replace('_', '.', 1)}": column.to_numpy() for name, column in scores.items()}
+    """The judge's score of each answer, or of each aspect of it, and their mean."""
+    return rewards_of("yesno", computed["yesno"].table)
 
 
 def flags(config: RunConfig) -> SourceFlags:
