@@ -93,6 +93,15 @@ def test_a_unit_that_another_rank_has_published_since_the_look_is_passed_over(tm
     assert found(free, SAMPLED) == [(SAMPLED.name, 2), (SAMPLED.name, 2)]
 
 
+def test_a_further_stage_is_begun_by_a_new_look(tmp_path, clock):
+    """Else its model would be loaded for the units that were workable then, and once more for the others."""
+    publish(tmp_path, SAMPLED.name, 0)
+    free = FreeUnits(tmp_path, range(2))
+    assert next(free.of([SAMPLED, RULE])) == (SAMPLED, 1)
+    publish(tmp_path, SAMPLED.name, 1)
+    assert found(free, SAMPLED, RULE) == [(RULE.name, 0), (RULE.name, 1)]
+
+
 def test_a_look_that_is_five_seconds_old_is_not_gone_on_with(tmp_path, clock):
     """A unit of an earlier stage that was set aside, or whose rank has died, comes before those of later ones then."""
     publish(tmp_path, SAMPLED.name, 0, 1, 2)

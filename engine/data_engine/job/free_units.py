@@ -17,28 +17,35 @@ class FreeUnits:
     """The units that no rank has published; whether one has claimed them is asked by who takes them.
 
     A look lists the folders of the stages. In a folder of 100,000 units that takes longer than computing a small one,
-    so that one look is good for many units.
+    so that one look is good for many units of a stage.
     """
 
     def __init__(self, work_dir: Path, mine: Sequence[int]) -> None:
         """`mine` are the units of the rank's shard, in their order."""
         self._work_dir, self._mine = work_dir, mine
-        # By names of stages: when their folders were looked at, and what the rank has not come to since.
-        self._looks: dict[tuple[str, ...], tuple[float, Iterator[tuple[str, int]]]] = {}
+        # By names of stages: when their folders were looked at, which stage the rank took last, and what it has not
+        # come to since.
+        self._looks: dict[tuple[str, ...], tuple[float, str, Iterator[tuple[str, int]]]] = {}
 
     def of(self, todo: Sequence[Stage]) -> Iterator[tuple[Stage, int]]:
-        """Each that was workable at the last look, from where the last call stopped, then each that is so now."""
+        """What was workable at the last look of the stage taken last, from where that call stopped; then all that is
+        workable now.
+        """
         by_name = {stage.name: stage for stage in todo}
         names = tuple(by_name)
-        looked, left = self._looks.get(names, (-math.inf, iter(())))
+        looked, last, left = self._looks.get(names, (-math.inf, "", iter(())))
         is_recent = time.monotonic() - looked < LOOK_AGAIN_S
         for name, unit in left if is_recent else ():
+            # Its model would be loaded for a part of what is workable by now.
+            if name != last:
+                break
             # Another rank may have published it since the look.
             if not self.is_published(name, unit):
                 yield by_name[name], unit
         left = units.workable(names, self._mine, self._done(todo))
-        self._looks[names] = time.monotonic(), left
+        looked = time.monotonic()
         for name, unit in left:
+            self._looks[names] = looked, name, left
             yield by_name[name], unit
 
     def is_published(self, stage: str, unit: int) -> bool:
