@@ -5,11 +5,14 @@ import math
 import re
 import subprocess
 import sys
+import textwrap
 from functools import cache
 from pathlib import Path
 
 import inner_make
+import numpy as np
 import pytest
+import torch
 from shown import PAGES, ROOT, SHELL, SHOWN
 
 from data_engine.config import RunConfig
@@ -112,6 +115,20 @@ def test_the_formulas_of_rewards_give_what_the_code_gives():
     assert set(rows) == set(real)
     for name, formula in rows.items():
         assert math.isclose(eval(formula, {"__builtins__": {}}, names), real[name], rel_tol=1e-12), name
+
+
+def test_the_rewards_of_the_page_for_python_are_those_of_a_run():
+    """A difference of log-probs in fp32 would be off by its rounding, which tells near rewards apart by chance."""
+    [shown] = re.findall(
+        r"^    difference = .*\n    rewards = .*$", (ROOT / "docs/python.md").read_text(), re.MULTILINE
+    )
+    one, other = (torch.empty(50).uniform_(-9, 0, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    found = {"one": one, "other": other}
+    exec(textwrap.dedent(shown), found)
+    offsets = np.array([0, 50])
+    real = token_rewards(*(Tokens(logps.double().numpy(), offsets) for logps in (one, other)), 0.1)
+    for name in ("sum", "avg"):
+        assert math.isclose(found["rewards"][name], real[name][0], rel_tol=1e-12)
 
 
 def proofs() -> dict[str, dict[str, str]]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from data_engine import load_model
 from data_engine.models.checkpoints.json_files import ModelError
 from data_engine.models.checkpoints.model_config import on_meta
 
@@ -29,6 +30,15 @@ def test_modules_on_meta_take_no_memory_while_they_are_made():
         "embedding.weight": ("meta", (1 << 23, 1 << 22)),
     }  # fmt: skip
     assert layer.position_ids.tolist() == [0, 1, 2]
+
+
+def test_loading_leaves_the_random_numbers_of_a_notebook_as_they_were(goldens):
+    """Modules draw first values that the checkpoint's own replace."""
+    for family in ("llava", "omnilmm"):
+        torch.manual_seed(3)
+        before = torch.random.get_rng_state()
+        load_model(None, str(goldens / family / "instruct"), device="cpu", dtype="float32")
+        assert torch.equal(torch.random.get_rng_state(), before), family
 
 
 def test_tensors_that_are_told_a_device_are_there_and_those_made_later_too():

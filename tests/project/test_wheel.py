@@ -85,6 +85,8 @@ def test_the_wheel_holds_every_script_and_setting_of_launch(wheel):
     assert wanted <= names
     for name in ("page.html.j2", "compare.html.j2", "differing.js", "page.css", "page.js"):
         assert f"data_engine/reporting/{name}" in names
+    # Without it, type checkers pass over an installed package.
+    assert "data_engine/py.typed" in names
     # Other top-level names, such as `launch` or `kernels`, could overwrite those of other packages.
     tops = {name.partition("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"data_engine", "data_engine_kernels"}

@@ -41,7 +41,8 @@ INITIAL = ("torch.nn.init", "transformers.initialization")
 
 
 class _EmptyOnMeta(TorchFunctionMode):
-    """Inside, torch.empty makes meta tensors unless it is told a device, and these get no first values.
+    """Inside, torch.empty and randn make meta tensors unless they are told a device, and these get no first values.
+    So loading draws none of the random numbers of torch, which are the caller's.
 
     A layer makes its weights by torch.empty, and accelerate moves each to the meta device once it is a parameter. Until
     then it would lie in memory, which glibc takes from its heap below a threshold that grows up to 32 MB. Its place is
@@ -51,7 +52,7 @@ class _EmptyOnMeta(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func is torch.empty and kwargs.get("device") is None:
+        if func in (torch.empty, torch.randn) and kwargs.get("device") is None:
             kwargs = kwargs | {"device": "meta"}
         # They would be none, and take most of the time.
         if getattr(func, "__module__", None) in INITIAL:
