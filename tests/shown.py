@@ -84,6 +84,7 @@ PUBLISHED = (
 TWO_RUNS = "tests/job/test_given_answers.py::test_answers_of_two_runs_are_put_together_as_the_page_shows"
 ASPECTS = "tests/rewards/test_reward_aspects.py::test_the_commands_of_the_page_judge_and_pair_by_its_templates"
 SCORES = "tests/rewards/test_reward_rule.py::test_scores_of_ones_own_become_rewards_as_the_page_shows"
+RATED = "tests/rewards/test_rule_aspects.py::test_ratings_of_several_aspects_become_rewards_as_the_page_shows"
 BENCH = "tests/bench/test_bench.py::test_a_checkpoint_that_transformers_cannot_load_is_timed_alone"
 HUB = "tests/docs/test_shown.py::test_the_hubs_program_has_the_flags_that_are_shown"
 LISTING = "tests/docs/test_shown.py::test_the_listing_of_a_finished_run_is_what_is_there"
@@ -136,6 +137,9 @@ ELSEWHERE = (
     Elsewhere("docs/exports.md", "swift sft", f"tests/trainers/test_trainer_swift.py::{STEP}", APART),
     Elsewhere("docs/exports.md", "llamafactory-cli", f"tests/trainers/test_trainer_llama_factory.py::{STEP}", APART),
     Elsewhere("docs/exports.md", "import datasets\nimport trl\n", TRL, "it trains, as tests/trainers does"),
+    Elsewhere(
+        "docs/given-answers.md", "data-engine run --dataset_path data/rated", RATED, "it names the files above it"
+    ),
     Elsewhere(
         "docs/given-answers.md", "data-engine run --dataset_path data/scored", SCORES, "it names the files above it"
     ),

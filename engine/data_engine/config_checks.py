@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from data_engine.flag_files import files_by_name, names_in
+from data_engine.flag_files import RULES_BY_NAME, files_by_name, names_in
 from data_engine.flags import require
 from data_engine.stages import JUDGES, TEMPLATE_KWARGS
 from data_engine.vllm_settings import LEAST_TEMPERATURE
@@ -202,6 +202,12 @@ def _yesno_template(config: Config) -> None:
         files_by_name("yesno_template", config.yesno_template)
 
 
+def _rule(config: Config) -> None:
+    """The same of rules."""
+    if names_in(config.rule):
+        files_by_name("rule", config.rule, RULES_BY_NAME)
+
+
 def _near_duplicates(config: Config) -> None:
     near = config.near_duplicates
     require(near is None or 0 < near <= 1, f"near_duplicates must be above 0 and at most 1, got {near}")
@@ -263,6 +269,7 @@ CHECKS = (
     Check(("chat_template_kwargs",), lambda config: config.template_kwargs),
     *(_judge_kwargs(role) for role in JUDGES),
     Check(("yesno_template",), _yesno_template),
+    Check(("rule",), _rule),
     Check(("vllm_args", "sampler"), _no_vllm_args),
     Check(("vllm_args", "sampler"), _vllm_args),
     Check(("answers", "sampler"), _vllm_or_answers),

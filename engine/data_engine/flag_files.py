@@ -23,6 +23,8 @@ _NO_ADDRESS = "; addresses such as {}://... are not read: copy it to this machin
 _VARIABLE = re.compile(r"\$(\w+|\{\w+\})")
 # NAME=FILE,NAME=FILE; what has a slash before its first = is a path.
 _NAMED = re.compile(r"[^/\\=]*=")
+FILES_BY_NAME = "a file, or several as in faithful=one.txt,helpful=two.txt"
+RULES_BY_NAME = "a rule, or several as in faithful=rules.py:faithful,right=contains"
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _REFUSED = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG)
 
@@ -133,7 +135,8 @@ def read_text(where: str, path: str, expected: str, otherwise: str | None = None
 
 def told_of_hashes(by_name: Mapping[str, str]) -> str:
     """What is told of files that have names: the beginnings of their hashes, as in messages about one file."""
-    return ", ".join(f"{name} {value[:HASH_LENGTH]}" for name, value in by_name.items())
+    shown = {name: " ".join(word[:HASH_LENGTH] for word in value.split()) for name, value in by_name.items()}
+    return ", ".join(f"{name} {value}" for name, value in shown.items())
 
 
 def names_in(value: object) -> tuple[str, ...]:
@@ -151,17 +154,15 @@ def each_path(text: str, change: Callable[[str], str]) -> str:
     return ",".join(name + equals + (change(path.strip()) if path.strip() else path) for name, equals, path in items)
 
 
-def files_by_name(flag: str, text: str) -> dict[str, str]:
+def files_by_name(flag: str, text: str, expected: str = FILES_BY_NAME) -> dict[str, str]:
     """The paths in NAME=FILE,NAME=FILE by name, in the order of the names, which is the same however they are given.
 
-    Raises UserError for what is no such list.
+    Raises UserError for what is no such list; `expected` says what would be one.
     """
     found = {}
     for name, path in _items(text):
         if not path:
-            raise UserError(
-                f'{flag} must be a file, or several as in faithful=one.txt,helpful=two.txt, got "{name}" in "{text}"'
-            )
+            raise UserError(f'{flag} must be {expected}, got "{name}" in "{text}"')
         if not _NAME.fullmatch(name):
             raise UserError(
                 f'{flag} calls a file "{name}", which is part of the name of a column: it must be made of letters, '

@@ -127,7 +127,8 @@ class Flags:
     critic_template: str | None = None
     """file with what it is asked, and where its number stands in what it writes"""
     rule: str | None = None
-    """rule of the reward rule: the name of a built-in one, or FILE.py:function"""
+    """rule of the reward rule: the name of a built-in one, or FILE.py:function, or several of an aspect each, as in
+    faithful=rules.py:faithful,right=contains"""
     sample_k: int = 10
     """answers a question"""
     rank: int = 3
@@ -232,7 +233,7 @@ class Flags:
 
 
 # Flags that are text with commas.
-_LISTS = ("rewards", "columns", "export", "rank_by", "yesno_template")
+_LISTS = ("rewards", "columns", "export", "rank_by", "yesno_template", "rule")
 
 
 def _in_quotes(name: str, value: object) -> str:

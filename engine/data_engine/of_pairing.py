@@ -52,11 +52,12 @@ def _aspect_flags(config: Mapping, told: Mapping) -> dict[str, str | None]:
     in the place of paths.
     """
     flags = {}
-    for name in filter(None, (stages.SOURCES[source].aspects for source in stages.chosen(told["rewards"]))):
-        bound = told.get("bound", {}).get(name)
+    for source in map(stages.SOURCES.get, stages.chosen(told["rewards"])):
+        name, bound = source.aspects, told.get("bound", {}).get(source.aspects)
         hashes = bound if isinstance(bound, Mapping) else {}
         if bound is not None and {*hashes} != {*names_in(config.get(name))}:
-            flags[name] = ",".join(f"{aspect}={value}" for aspect, value in hashes.items()) or None
+            listed = ",".join(f"{aspect}={value}" for aspect, value in hashes.items())
+            flags[name] = listed or (str(bound) if name in source.given else None)
     return flags
 
 

@@ -70,9 +70,11 @@ def score_name(aspect: str) -> str:
     return f"score_{aspect}" if aspect else "score"
 
 
-def ruled(idx: pa.DataType) -> pa.Schema:
-    """What a rule made of each answer: a null score has a reason, unless the rule itself gave the answer none."""
-    return scores(idx).append(pa.field("reason", pa.string()))
+def ruled(idx: pa.DataType, columns: Iterable[str] = ("score",)) -> pa.Schema:
+    """What a rule made of each answer, or several of them, in a column each: a null score has a reason, unless the rule
+    itself gave the answer none.
+    """
+    return scores(idx, columns).append(pa.field("reason", pa.string()))
 
 
 def criticised(idx: pa.DataType) -> pa.Schema:

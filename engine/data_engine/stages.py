@@ -187,6 +187,7 @@ SOURCES = {
         (Stage("rule", REWARD, schemas.ruled, "data_engine.pipeline.rule:runner", None, (SAMPLING.name,),
                settings=("rule", "reference_columns")),),
         "data_engine.rewards.rule:rewards", ("rule",), given=("rule",), flags="data_engine.rewards.rule:flags",
+        aspects="rule",
     ),
     "critic": Source(
         (Stage("critic", REWARD, schemas.criticised, "data_engine.pipeline.critic:runner", "critic", (SAMPLING.name,),
@@ -231,8 +232,8 @@ class RunStages:
             if stage.model in self.named:
                 found = replace(found, stages=(stage, *found.stages[1:]))
         if aspects := self.aspects.get(name):
-            schema = functools.partial(schemas.scores, columns=[*map(schemas.score_name, sorted(aspects))])
             [stage] = found.stages
+            schema = functools.partial(stage.schema, columns=[*map(schemas.score_name, sorted(aspects))])
             columns = tuple(f"{name}.{aspect}" for aspect in aspects)
             mean = (f"{name}.{MEAN}",) if len(aspects) > 1 and MEAN not in aspects else ()
             stage = replace(stage, schema=schema)

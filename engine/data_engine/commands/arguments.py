@@ -294,8 +294,8 @@ def normalised(name: str, value: object) -> object:
         return "on" if value else "off"
     if name in _AUTO and value == "auto":
         return None
-    if name == "yesno_template" and isinstance(value, str):
+    if name in ("yesno_template", "rule") and isinstance(value, str):
         return each_path(value, from_home)
-    if name in (*PATHS, "rule") and isinstance(value, str):
+    if name in PATHS and isinstance(value, str):
         return from_home(value)
     return value

@@ -202,7 +202,8 @@ def _rewards_of(
     for name in source.columns:
         values, scored = np.full(len(answers), np.nan), np.zeros(len(answers), bool)
         if name in found:
-            values[places], scored[places] = found[name], True
+            values[places] = np.ma.filled(found[name], np.nan)
+            scored[places] = ~np.ma.getmaskarray(found[name])
         columns[reward_name(name)] = RewardColumn(values, scored)
     return columns
 

@@ -33,10 +33,26 @@ Asked = tuple[Mapping, list[str]]
 
 def runner(context: StageContext) -> UnitByUnit:
     """The runner of the stage of rules."""
-    rule: Rule = context.config.source_flags[NAME].value
-    collected = [] if rule.collects is None else context.column(rule.collects)
-    ruled = Ruled(rule, list(collected), Path(context.config.work_dir))
-    return UnitByUnit(lambda work: ruled.unit(work, context.records(work.number)), ruled.close)
+    rules: Mapping[str, Rule] = context.config.source_flags[NAME].value
+    work_dir, ruled = Path(context.config.work_dir), {}
+    for column, rule in rules.items():
+        collected = [] if rule.collects is None else context.column(rule.collects)
+        ruled[column] = Ruled(rule, list(collected), work_dir)
+
+    def close() -> None:
+        for one in ruled.values():
+            one.close()
+
+    return UnitByUnit(lambda work: ruled_unit(ruled, work, context.records(work.number)), close)
+
+
+def ruled_unit(ruled: Mapping[str, "Ruled"], work: UnitWork, records: Iterable[dict]) -> UnitResult:
+    """The scores of the answers of a unit by the rule of each column. Raises UserError as Ruled.judged does."""
+    sampled = work.inputs[stages.SAMPLING.name].table
+    rows = list(_by_question(sampled, records))
+    asked = [(record, [answer["answer"] for answer in answers]) for record, answers in rows]
+    judged = {column: one.judged(asked) for column, one in ruled.items()}
+    return result([answers for _, answers in rows], judged, sampled.schema.field("idx").type)
 
 
 class Ruled:
@@ -48,20 +64,17 @@ class Ruled:
         self._process = self._new_process()
         self._agreed = False
 
-    def unit(self, work: UnitWork, records: Iterable[dict]) -> UnitResult:
-        """The scores of the answers of a unit.
+    def judged(self, asked: Sequence[Asked]) -> list[Judged]:
+        """What the rule makes of the answers to each question of a unit.
 
         Raises UserError for a rule that cannot be imported, that is not deterministic, or of which nothing can come.
         """
-        sampled = work.inputs[stages.SAMPLING.name].table
-        rows = list(_by_question(sampled, records))
-        asked = [(record, [answer["answer"] for answer in answers]) for record, answers in rows]
         judged = list(self._judged(asked))
         if asked and not self._agreed:
             self._require_agreement(asked, judged)
             self._agreed = True
             self._warn([text for _, answers in asked for text in answers])
-        return result([answers for _, answers in rows], judged, sampled.schema.field("idx").type)
+        return judged
 
     def close(self) -> None:
         """End the process of the rule."""
@@ -109,21 +122,29 @@ class Ruled:
             other.close()
 
 
-def result(rows: Sequence[list[dict]], judged: Sequence[Judged], idx_type: pa.DataType) -> UnitResult:
-    """The unit's table; a question of which no answer could be judged is left out with its reason, or is missing."""
+def result(rows: Sequence[list[dict]], judged: Mapping[str, Sequence[Judged]], idx_type: pa.DataType) -> UnitResult:
+    """The unit's table, of what the rule of each column made of its questions.
+
+    A question of which one of them could judge no answer is left out with the reason, or is missing.
+    """
     records, left_out, missing = [], [], []
-    for answers, found in zip(rows, judged, strict=True):
-        problem = found.problem
-        if problem is None and all(found.reasons):
-            problem = found.reasons[0]
-        if problem is not None:
-            (missing if found.is_missing else left_out).append((answers[0]["idx"], problem))
+    for answers, *found in zip(rows, *judged.values(), strict=True):
+        problems = [(one.is_missing, problem) for one in found if (problem := _problem(one)) is not None]
+        if problems:
+            # What stays counts before what may be gone at the next start.
+            is_missing, problem = min(problems, key=lambda one: one[0])
+            (missing if is_missing else left_out).append((answers[0]["idx"], problem))
             continue
-        records += [
-            {"idx": answer["idx"], "sample_index": answer["sample_index"], "score": score, "reason": reason}
-            for answer, score, reason in zip(answers, found.scores, found.reasons, strict=True)
-        ]
-    return UnitResult(pa.Table.from_pylist(records, schemas.ruled(idx_type)), left_out, missing)
+        for place, answer in enumerate(answers):
+            scores = {column: one.scores[place] for column, one in zip(judged, found, strict=True)}
+            reason = next((one.reasons[place] for one in found if one.reasons[place]), None)
+            records.append({"idx": answer["idx"], "sample_index": answer["sample_index"], **scores, "reason": reason})
+    return UnitResult(pa.Table.from_pylist(records, schemas.ruled(idx_type, judged)), left_out, missing)
+
+
+def _problem(found: Judged) -> str | None:
+    """Why the answers to a question have no number; None where one of them may have."""
+    return found.reasons[0] if found.problem is None and all(found.reasons) else found.problem
 
 
 def _by_question(sampled: pa.Table, records: Iterable[dict]) -> Iterator[tuple[dict, list[dict]]]:

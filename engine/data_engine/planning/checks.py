@@ -293,7 +293,7 @@ CHECKS = (
     Check("dataset", _dataset, fields=("dataset_path", "columns", "question", "dataset_split")),
     Check("columns", _columns, needs=("dataset", "sources")),
     Check("strategy", _strategy, fields=("strategy",)),
-    Check("rank_by", _rank_by, fields=("rank_by", "rewards", "yesno_template")),
+    Check("rank_by", _rank_by, fields=("rank_by", "rewards", "yesno_template", "rule")),
     Check("answers", _answers, fields=("answers",)),
     Check("answers_rows", _answers_rows, needs=("dataset", "answers"), fields=("answers", "rank", "limit")),
     Check("same_run", _same_run, needs=("work_dir", "dataset", "sources"),

@@ -6,8 +6,9 @@ The table is stages.SOURCES. A source's file has the function that its line name
 
 which is called once a unit. `computed` has what each of the source's stages wrote, by the stage's name, and only the
 answers of the unit that all of them have a number of, in one order. The result has the source's `columns` by their full
-names, each float64 [answers]: NaN where there is no finite number; a column that is left out has none in this run. The
-file may also hold the runner of its stages, see pipeline/runner.py.
+names, each float64 [answers]: NaN where there is no finite number, masked where an answer has none of that column
+alone; a column that is left out has none in this run. The file may also hold the runner of its stages, see
+pipeline/runner.py.
 """
 
 from collections.abc import Sequence
