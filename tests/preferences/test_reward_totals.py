@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data_engine.preferences.reward_totals import RewardTotals, told
+from data_engine.preferences.reward_totals import RewardTotals, told, uneven
 
 NONE = float("nan")
 # Four questions: some right; all right; no number at all; one number, and one that is none.
@@ -54,3 +54,24 @@ def test_it_is_told_in_words():
     )
     assert told("rule", totals.means() | {"ranks": False}).startswith("rule (does not rank): 0.6 on average")
     assert told("rule", totals.means() | {"ranks": True}).startswith("rule: 0.6 on average")
+
+
+@pytest.mark.parametrize(
+    ("share", "said"),
+    [
+        # Ratings from 1 to 5, beside numbers that lie a fourth as far apart, nearer, and not at all.
+        ([0, 1, NONE, 0.5], "from 1 to 5, where those of rule.share are from 0 to 1:"),
+        ([0, 1.01, 0, 0.5], None),
+        ([1, 1, 1, 1], None),
+        ([NONE] * 4, None),
+    ],
+)
+def test_a_mean_of_uneven_scales_is_told(share, said):
+    totals = {"rule.rating": RewardTotals(), "rule.share": RewardTotals(), "rule.mean": RewardTotals()}
+    for start in (0, 2):
+        totals["rule.rating"].add(np.array([5.0, 1, 2, 3][start : start + 2]), [0])
+        totals["rule.share"].add(np.array(share[start : start + 2], float), [0])
+    aspects = {"rule": ("rating", "share")}
+    found = list(uneven(totals, aspects, ["rule.mean"]))
+    assert [said in one for one in found] == ([True] if said else [])
+    assert not list(uneven(totals, aspects, ["rule.rating", "rule.share"]))

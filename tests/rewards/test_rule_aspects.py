@@ -55,7 +55,7 @@ def test_ratings_of_several_aspects_become_rewards_as_the_page_shows(tmp_path, m
     assert (pair["chosen_rule_helpful"], pair["rejected_rule_faithful"]) == (4, 1)
 
 
-def test_each_rule_has_a_column_and_an_answer_that_lacks_a_number_has_no_mean(given, rules, tmp_path):
+def test_each_rule_has_a_column_and_an_answer_that_lacks_a_number_has_no_mean(given, rules, tmp_path, capsys):
     """A built-in one beside one of the user's; the third question has no key, so that no answer to it is right."""
     # No answer is among the best by all three.
     assert given(f"size={rules}:length,right=final_answer,digits={rules}:digits") == NOTHING_WRITTEN
@@ -68,7 +68,13 @@ def test_each_rule_has_a_column_and_an_answer_that_lacks_a_number_has_no_mean(gi
     assert [columns(row) for row in found] == [(*one, lengths[one[0]][one[1]]) for one in expected]
     assert read_metadata(work)["settings"]["rank_by"] == "rule.size,rule.right,rule.digits"
     flags = ["--name", "mean", "--rank_by", "rule.mean", "--strategy", "best_worst"]
+    capsys.readouterr()
     assert pairs.main([str(work), *flags]) == 0
+    # The lengths of "one" and of "Final Answer: (B) cat"; digits are one or none.
+    told = (
+        "rule.mean goes mostly by rule.size, whose numbers are from 3 to 21, where those of rule.right are from 0 to 1"
+    )
+    assert told in capsys.readouterr().err
     # Of question 1: (1 + 1 + 15) / 3, (1 + 0 + 15) / 3, none, (1 + 1 + 9) / 3.
     [pair] = pq.read_table(work / "pairs/mean.parquet").to_pylist()
     assert (pair["idx"], pair["chosen_index"], pair["rejected_index"]) == (1, 0, 3)

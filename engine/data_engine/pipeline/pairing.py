@@ -6,6 +6,7 @@ candidate pair.
 
 import functools
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,11 +22,13 @@ from data_engine.preferences.answers import REASONS, Answers, places_of, why_not
 from data_engine.preferences.candidates import NO_SOURCE, CandidateTable
 from data_engine.preferences.counts import Funnel
 from data_engine.preferences.length_alpha import LengthBalance
-from data_engine.preferences.reward_totals import RewardTotals
+from data_engine.preferences.reward_totals import RewardTotals, uneven
 from data_engine.preferences.word_count import count_words
 from data_engine.questions.prefetch import ahead
 from data_engine.stages import REWARD
 from data_engine.store.room import counted
+
+log = logging.getLogger(__name__)
 
 # Units that are read, and checked, while others are paired.
 UNITS_AHEAD = 2
@@ -92,6 +95,8 @@ def paired(
                 candidates.add(answers.idx, strategies.pair_up(answers, ranked, settings.names, rule, count_words))
             units_done += 1
     candidates.filter_dataset()
+    for told in uneven(totals, stored.run_stages.aspects, settings.rank_by):
+        log.warning("%s", told)
     reasons = funnel.not_ranked
     funnel.not_ranked = Counter({name: reasons[name] for name in REASONS if reasons[name]})
     metadata["reward_totals"] = json.dumps(

@@ -4,15 +4,19 @@ Of a reward that is 1 for right and 0 for wrong, the mean is the share of right 
 share of questions that have one: pass@1 and pass@k.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from data_engine.plural import plural
+from data_engine.stages import MEAN
 
 # The last digits of sums go by the size of units.
 _DIGITS = 9
+# A column whose numbers lie so many times as far apart as those of another one decides a mean of both nearly alone.
+UNEVEN = 4
 
 
 @dataclass
@@ -28,6 +32,8 @@ class RewardTotals:
     sum_best: float = 0.0
     """over questions, of the highest number"""
     sum_worst: float = 0.0
+    least: float = math.inf
+    most: float = -math.inf
 
     def add(self, values: np.ndarray, starts: Sequence[int]) -> None:
         """The answers of some questions, NaN where one has no number; `starts`: the first answer of each question."""
@@ -42,6 +48,9 @@ class RewardTotals:
         self.sum += float(np.nansum(finite))
         self.sum_best += float(np.nansum(best))
         self.sum_worst += float(np.nansum(worst))
+        # NaN, where no answer here has a number, is no smaller and no larger.
+        self.least = min(self.least, float(np.fmin.reduce(worst)))
+        self.most = max(self.most, float(np.fmax.reduce(best)))
 
     def means(self) -> dict[str, float]:
         """What is told and kept of it: counts, and means over answers and over questions."""
@@ -71,3 +80,24 @@ def told(name: str, means: Mapping) -> str:
         f"{label(name, means)}: {mean} on average over {plural(means['answers'], 'answer')}, {best} for the best of a "
         f"question, {worst} for the worst; {counts}"
     )
+
+
+def uneven(
+    totals: Mapping[str, RewardTotals], aspects: Mapping[str, Sequence[str]], rank_by: Sequence[str]
+) -> Iterator[str]:
+    """What to say of each mean that ranks, of aspects whose numbers are of UNEVEN scales; `aspects` by their source."""
+    for source, names in aspects.items():
+        columns = [f"{source}.{name}" for name in names]
+        if f"{source}.{MEAN}" not in rank_by or MEAN in names:
+            continue
+        ranges = {name: totals[name].most - totals[name].least for name in columns}
+        # One that is the same for all answers, or has none, decides nothing.
+        ranges = {name: size for name, size in ranges.items() if size > 0}
+        widest, narrowest = (choose(ranges, key=ranges.get, default=None) for choose in (max, min))
+        if ranges and ranges[widest] >= UNEVEN * ranges[narrowest]:
+            yield (
+                f"{source}.{MEAN} goes mostly by {widest}, whose numbers are from {totals[widest].least:.4g} to "
+                f"{totals[widest].most:.4g}, where those of {narrowest} are from {totals[narrowest].least:.4g} to "
+                f"{totals[narrowest].most:.4g}: give them one scale, or rank by the mean of ranks, with --strategy "
+                f"best_worst --rank_by {','.join(columns)}"
+            )
