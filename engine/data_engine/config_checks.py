@@ -203,7 +203,7 @@ def _yesno_template(config: Config) -> None:
 
 
 def _rule(config: Config) -> None:
-    """The same of rules."""
+    """Several rules have names that columns may have."""
     if names_in(config.rule):
         files_by_name("rule", config.rule, RULES_BY_NAME)
 
