@@ -46,6 +46,8 @@ ROWS = [{"idx": 1, "sample_index": n, "answer": f"a {n}", "sum": float(n), "avg"
         ({"top_k": "5"}, "top_k must be a whole number, got '5'"),
         ({"idx": None}, "idx must be text or a whole number, got None"),
         ({"idx": 5.0}, "idx must be text or a whole number, got 5.0"),
+        ({"exif": "no"}, "exif must be .apply. or .ignore., got 'no'"),
+        ({"exif": True, "image": None}, "exif must be .apply. or .ignore., got True"),
     ],
 )
 def test_a_value_out_of_range_is_told_by_its_name(instruct, golden_images, changes, says):
@@ -119,6 +121,8 @@ def test_a_model_is_one_of_load_model(golden_images, model):
         ({"path": Path("no_such_folder")}, "model path 'no_such_folder' is neither a folder nor a hub id"),
         ({"name": Path("llava")}, "name must be a known model name, or None, got PosixPath"),
         ({"device": None}, "unknown device None; expected auto, cpu, cuda or cuda:N"),
+        ({"device": "mps"}, "unknown device 'mps'; expected auto, cpu, cuda or cuda:N"),
+        ({"device": torch.device("meta")}, "unknown device device(type='meta'); expected auto, cpu, cuda or cuda:N"),
         ({"dtype": torch.bfloat16}, "unknown dtype torch.bfloat16; expected auto, float32, bfloat16 or float16"),
         ({"chat_template": Path("a.jinja")}, "chat_template must be the text of a template, got PosixPath"),
         ({"chat_template_kwargs": '{"enable_thinking": false}'}, "chat_template_kwargs must be a dict, got str"),

@@ -29,10 +29,13 @@ def pick_device(device: str) -> torch.device:
     """ "auto" is cuda where there is one. Raises UserError for a device that is not there."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    unknown = UserError(f"unknown device {device!r}; expected auto, cpu, cuda or cuda:N")
     try:
         chosen = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise UserError(f"unknown device {device!r}; expected auto, cpu, cuda or cuda:N") from error
+        raise unknown from error
+    if chosen.type not in ("cpu", "cuda"):
+        raise unknown
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device {device!r} was asked for, but torch sees no GPU")
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():

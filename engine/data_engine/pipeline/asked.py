@@ -1,6 +1,7 @@
 """What the public functions take as a question: images in several forms, and a text or chat messages."""
 
 from collections.abc import Mapping, Sequence
+from typing import get_args
 
 from PIL import Image
 
@@ -19,11 +20,12 @@ def asked(
     """The conversation and its opened images, as a row of a dataset with this question would have them.
 
     Raises images.BadImage, a ValueError, for an image that cannot be read, for messages that are none, and where
-    `<image>` does not stand once for each image; UserError for what is neither.
+    `<image>` does not stand once for each image; UserError for what is neither, and for an unknown `exif`.
     """
     is_chat = isinstance(question, Sequence) and not isinstance(question, _BYTES)
     found = type(question).__name__ if question is not None else None
     require(isinstance(question, str) or is_chat, f"question must be a text or chat messages, got {found}")
+    require(exif in get_args(Exif), f'exif must be "apply" or "ignore", got {exif!r}')
     several = list(image) if isinstance(image, Sequence) and not isinstance(image, (str, *_BYTES)) else [image]
     several = [] if image is None else several
     for one in several:
