@@ -268,7 +268,7 @@ def test_the_command_line_ends_with_code_2_and_one_line(config, questions, tmp_p
     for command in ("validate", "run"):
         assert main.main([command, *map(str, flags)]) == 2
         told = capsys.readouterr().err
-        assert "the dataset has no question of the idx of 1 rows" in told
+        assert "the dataset has no question of the idx of 1 row: " in told
         assert "Traceback" not in told
     good = [*map(str, flags[:-1]), jsonl(tmp_path, *GOOD)]
     assert main.main(["validate", *good]) == 0

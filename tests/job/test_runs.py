@@ -82,7 +82,7 @@ def test_a_first_unit_whose_rows_all_fail_alike_ends_the_run(config, tmp_path):
     """Found by the model alone: each question is too long for it."""
     whole = png(Image.new("RGB", (60, 60)))
     rows = [(f"r{number}", "why " * (5000 + number), whole) for number in range(5)]
-    with pytest.raises(UserError, match=r"none of the first 4 rows .* same reason: question too long"):
+    with pytest.raises(UserError, match=r"none of the first 4 rows .* this reason: question too long"):
         worker.run(config(write(tmp_path / "questions.parquet", [*rows[:4], ("good", "why?", whole)])))
     assert not read(tmp_path / "work/sampled_answer")
 

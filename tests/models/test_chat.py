@@ -62,7 +62,7 @@ def test_images_that_the_template_does_not_place_leave_the_row_out(folders):
     first = first.replace("{% else %}{{ c.text }}", "{% elif c.type == 'text' %}{{ c.text }}")
     chat = Chat.load(folders("qwen2_5_vl"), ChatSettings(first))
     assert ids_of(chat, asked(0, "Who?"))
-    with pytest.raises(BadRow, match="the chat template places 1 of the 2 images"):
+    with pytest.raises(BadRow, match="the chat template places 1 of 2 images"):
         chat.inputs(asked(0, 1, "Who?"), PICTURES)
 
 

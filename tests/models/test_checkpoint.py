@@ -224,7 +224,7 @@ def test_a_missing_weight_is_named(folder):
     tensors = weights(folder)
     del tensors["model.layers.1.mlp.up_proj.weight"]
     replace_weights(folder, tensors)
-    with pytest.raises(ModelError, match=r"lacks 1 weights .* decoder\.layers\.1\.mlp\.up_proj\.weight"):
+    with pytest.raises(ModelError, match=r"lacks 1 weight .* decoder\.layers\.1\.mlp\.up_proj\.weight"):
         load(folder)
 
 

@@ -117,7 +117,7 @@ def config(**fields: object):
         (config(num_hidden_layers=3), "lacks 9 weights that config.json asks for: decoder.layers.2."),
         (lambda f: without(f, "vision_tower"), "no whole vision tower, which belongs inside the checkpoint"),
         (lambda f: without(f, "vision_tower.pos_embed"), "no model.vision_tower.pos_embed"),
-        (lambda f: without(f, r"blocks\.1\.norm2\.bias"), "lacks 1 weights that config.json asks for: vision.blocks.1"),
+        (lambda f: without(f, r"blocks\.1\.norm2\.bias"), "lacks 1 weight that config.json asks for: vision.blocks.1"),
         (lambda f: without(f, "resampler.query"), "asks for: resampler.query"),
         (lambda f: replace_weights(f, weights(f) | {"model.box_head": torch.zeros(2)}), "weight model.box_head in"),
         (lambda f: forget(f, "<im_patch>"), "has no <im_patch>"),

@@ -184,12 +184,11 @@ def test_rows_that_the_family_does_not_take_are_refused_before_a_model_is_loaded
     arguments = asking(SHORT, SHORT, SHORT, family=family, **flags)
     [problem] = told(capsys, *arguments)["problems"]
     assert problem["flag"] == "instruct_model_path"
-    assert "none of the first 3 rows can be used, all for the same reason: " in problem["message"]
+    assert "none of the first 3 rows can be used, for this reason: " in problem["message"]
     assert problem["message"].endswith(f"the family {family} {ONE_IMAGE} {has}")
     # As a run says, which finds out behind the loading of the model.
-    assert (
-        f"none of the first 3 rows of the dataset can be used, all for the same reason: the family {family}"
-        in refused(capsys, *arguments)
+    assert f"none of the first 3 rows of the dataset can be used, for this reason: the family {family}" in refused(
+        capsys, *arguments
     )
 
 

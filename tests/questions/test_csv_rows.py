@@ -36,6 +36,7 @@ def test_ids_of_a_csv_file_are_numbers_where_all_are_written_so(tmp_path, ids, e
         ("idx,question,image\n", "is empty"),
         ("idx,question,image\n1,a\n", "line 2: 2 cells, but 3 columns; a text with a comma stands in quotes"),
         ("idx,question,image\n1,a,b,c\n", "line 2: 4 cells, but 3 columns"),
+        ("idx,question,image\n1;a\n", "line 2: 1 cell, but 3 columns"),
         ('idx,question,image\n1,"a\nb",c\n2,a\n', "line 4: 2 cells, but 3 columns"),
         (
             'idx,question,image\n1,"a"b,c\n',

@@ -14,4 +14,6 @@ def test_reasons_that_differ_in_the_name_of_a_file_alone_are_one_kind_told_by_it
 
 
 def test_a_single_row_is_one_row():
-    assert "the most frequent reason (1 row): question is null" in str(refusal(["question is null"]))
+    assert str(refusal(["question is null"])) == (
+        "the first row of --dataset_path cannot be used; the most frequent reason (1 row): question is null"
+    )

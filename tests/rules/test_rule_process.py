@@ -166,7 +166,7 @@ def test_a_worker_whose_rank_is_gone_before_it_was_asked_ends():
         ("raise ValueError('a\\ud800b')", "f raised ValueError: a?b (line 3)"),
         ("class Odd(Exception):\n    __str__ = None\nraise Odd", "f raised Odd (line 5)"),
         ("return f(row, answers)", "f raised RecursionError: maximum recursion depth exceeded (line 3)"),
-        ("return [1]", "f returned 1 numbers for 2 answers"),
+        ("return [1]", "f returned 1 number for 2 answers"),
         (
             "answers.reverse()\nreturn [len(one) for one in answers]",
             "f changed the list of answers, so that its numbers are of others; sort a copy",

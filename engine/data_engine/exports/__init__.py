@@ -162,7 +162,7 @@ def first_gone(without_source: Mapping[int | str, str]) -> str:
 
 def why_nothing(name: str, written: Written) -> str:
     """Why an export has no row: every reason, the most frequent first."""
-    reasons = "; ".join(f"{count} rows: {reason}" for reason, count in written.left_out.most_common())
+    reasons = "; ".join(f"{plural(count, 'row')}: {reason}" for reason, count in written.left_out.most_common())
     reasons += f", as of {written.first_gone}" if written.first_gone else ""
     elsewhere = "pairs.parquet has all pairs, and other formats may take them"
     if name in BEST_OF_N:

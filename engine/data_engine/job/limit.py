@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from data_engine.errors import UserError
+from data_engine.plural import plural
 from data_engine.questions.dataset import Questions
 from data_engine.stages import SAMPLING
 from data_engine.store import units
@@ -41,7 +42,7 @@ def require_as_many(work_dir: Path, found: Mapping | None, questions: Questions)
     there = found and found.get("units", {}).get("dataset_rows")
     if there is not None and there != questions.num_rows:
         raise UserError(
-            f"work_dir {work_dir} holds another run: its dataset has {there:,} questions, this one "
+            f"work_dir {work_dir} holds another run: its dataset has {plural(there, 'question')}, this one "
             f"{questions.num_rows:,}. Go on with its dataset, or choose another work_dir"
         )
 

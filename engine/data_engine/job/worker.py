@@ -29,7 +29,7 @@ from data_engine.processes import process_limit
 from data_engine.processes.exit_report import announce, report_exit
 from data_engine.processes.ranks import Ranks, set_threads, since_start_s
 from data_engine.processes.signals import Stop, Stopped
-from data_engine.questions.first_rows import require_usable
+from data_engine.questions.first_rows import none_usable, require_usable
 from data_engine.questions.image_workers import ImageWorkers
 from data_engine.sampling.memory import peak_bytes
 from data_engine.stages import Stage
@@ -303,6 +303,6 @@ class Worker:
             rule = f'rule "{self.plan.config.rule}"'
             mend = f"{rule} or the dataset" if stage.name == "rule" else "the dataset or the flags"
             raise UserError(
-                f"{stage.name}: none of the first {len(left_out)} rows of the dataset can be used, all for the same "
-                f"reason: {left_out[0][1]}. Mend {mend}, or take these rows out"
+                f"{stage.name}: {none_usable(len(left_out), ' of the dataset')}, for this reason: {left_out[0][1]}. "
+                f"Mend {mend}, or take these rows out"
             )

@@ -14,6 +14,7 @@ from data_engine.errors import OUT_OF_MEMORY, BadRow, UserError
 from data_engine.models.base import Prompt
 from data_engine.pipeline.answers import KEY_AND_TEXT, by_question
 from data_engine.pipeline.runner import StageContext, UnitByUnit, UnitWork
+from data_engine.plural import plural
 from data_engine.questions.conversation import Conversation
 from data_engine.questions.dataset import Question, left_out_for, read_images
 from data_engine.questions.images import BadImage
@@ -182,7 +183,8 @@ class Critic:
             return
         if not units.published(Path(self._context.config.work_dir), NAME):
             raise UserError(
-                f"critic: none of the first {len(texts)} texts of the critic has a number: {texts[0]['reason']}. The "
+                f"critic: none of the first {plural(len(texts), 'text')} of the critic has a number: "
+                f"{texts[0]['reason']}. The "
                 f'first text is "{texts[0]["critique"][:200]}"; write a --critic_template that fits this model'
             )
 

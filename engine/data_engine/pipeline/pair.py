@@ -114,7 +114,7 @@ def told_of(work_dir: Path, name: str = OWN) -> str | None:
     # There is none, or it is damaged.
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return f"one with {kept:,} pairs, by " + " ".join(f"--{flag} {value}" for flag, value in settings.items())
+    return f"one with {plural(kept, 'pair')}, by " + " ".join(f"--{flag} {value}" for flag, value in settings.items())
 
 
 def summary(work_dir: Path, funnel: Funnel, name: str = OWN) -> str:

@@ -25,6 +25,7 @@ from data_engine.pipeline.pair_settings import chosen_rewards, without_effect
 from data_engine.planning import sizes, weights
 from data_engine.planning.found import FirstRows, Found, telling_unread
 from data_engine.planning.own_folders import check_writable, require_open
+from data_engine.plural import plural
 from data_engine.preferences import strategies
 from data_engine.processes import output
 from data_engine.questions.dataset import open_questions, read_images
@@ -190,7 +191,9 @@ def _first_rows(found: Found) -> None:
     if looked_at and not texts:
         raise refusal(reasons)
     if blank:
-        found.warnings.append(f"{blank} of the first {looked_at} rows: the question is blank; it is asked all the same")
+        found.warnings.append(
+            f"{blank} of the first {plural(looked_at, 'row')}: the question is blank; it is asked all the same"
+        )
     if reasons:
         told, _ = most_frequent(reasons)
         found.warnings.append(f"{len(reasons)} of the first {looked_at} rows cannot be used; most often: {told}")

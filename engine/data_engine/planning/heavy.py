@@ -33,7 +33,7 @@ from data_engine.planning.weights import Wanted
 from data_engine.processes import ending
 from data_engine.processes.ranks import Ranks
 from data_engine.questions.dataset import Question, open_questions, read_images
-from data_engine.questions.first_rows import most_frequent
+from data_engine.questions.first_rows import most_frequent, none_usable
 from data_engine.questions.images import BadImage
 from data_engine.rewards.yesno import YesNoTemplate
 from data_engine.stages import COMPARED, PAIR, TRAINED
@@ -234,8 +234,7 @@ class _Look:
         if room.may_refuse and number == len(self._first_unit()):
             without = "" if self._questions().has_images else f"; {NO_IMAGES}"
             self.found.note("prompts", UserError(
-                f'{role}_model_path "{room.path}": none of the first {number} rows can be used, all for the same '
-                f"reason: {reason}{without}"
+                f'{role}_model_path "{room.path}": {none_usable(number)}, for this reason: {reason}{without}'
             ))  # fmt: skip
         else:
             self.told["warnings"].append(

@@ -28,10 +28,13 @@ def require_usable(questions: Questions, max_megapixels: float, decode: Decode) 
 def refusal(reasons: Sequence[str]) -> UserError:
     """What is raised where every row has a reason, with the most frequent one."""
     reason, count = most_frequent(reasons)
-    return UserError(
-        f"none of the first {len(reasons)} rows of --dataset_path can be used; the most frequent reason "
-        f"({plural(count, 'row')}): {reason}"
-    )
+    told = none_usable(len(reasons), " of --dataset_path")
+    return UserError(f"{told}; the most frequent reason ({plural(count, 'row')}): {reason}")
+
+
+def none_usable(count: int, of: str = "") -> str:
+    """What is said where none of so many first rows can be used, for a reason that follows."""
+    return f"none of the first {count:,} rows{of} can be used" if count != 1 else f"the first row{of} cannot be used"
 
 
 def most_frequent(reasons: Sequence[str]) -> tuple[str, int]:

@@ -135,12 +135,13 @@ class _Gathering:
                 unknown += [row] if num_unknown <= _NAMED else []
         if unknown:
             raise UserError(
-                f"{self._file.name}: the dataset has no question of the idx of {num_unknown} rows: "
+                f"{self._file.name}: the dataset has no question of the idx of {plural(num_unknown, 'row')}: "
                 f"{self._named(((row.number, row.idx) for row in unknown), num_unknown)}. Take these rows out, or give "
                 "the dataset that they are answers to"
             )
         if not self._places:
-            others = f" to the first {len(place_of)} questions, which --limit leaves" if self.facts.beyond_limit else ""
+            asked = f" to the first {plural(len(place_of), 'question')}, which --limit leaves"
+            others = asked if self.facts.beyond_limit else ""
             raise UserError(f"{self._file.name} has no answers{others}{self.facts.unused()}")
         self._used = self._first_of_each()
         self._count()

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Callable
 
+from data_engine.plural import plural
 from data_engine.rules.cells import values_in
 from data_engine.rules.latex import inside_braces
 from data_engine.rules.values import equal
@@ -45,9 +46,9 @@ def warning(answers: list[str]) -> str | None:
     if not answers or any(extracted(answer) is not None for answer in answers):
         return None
     return (
-        f"none of the first {len(answers)} answers has a final answer (Final Answer: ..., \\boxed{{}} or <answer>): "
-        f"each is wrong; the first is {json.dumps(answers[0][:60], ensure_ascii=False)}. Let the questions ask for "
-        "one; for questions that ask for the answer alone, docs/rules.md has a rule"
+        f"none of the first {plural(len(answers), 'answer')} has a final answer (Final Answer: ..., \\boxed{{}} or "
+        f"<answer>): each is wrong; the first is {json.dumps(answers[0][:60], ensure_ascii=False)}. Let the questions "
+        "ask for one; for questions that ask for the answer alone, docs/rules.md has a rule"
     )
 
 

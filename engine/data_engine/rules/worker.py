@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from data_engine.plural import plural
 from data_engine.processes import isolated, job_signals
 
 LENGTH = struct.Struct("<Q")
@@ -144,7 +145,7 @@ def judged(function: Callable, set_up: SetUp, row: dict, answers: list[str]) -> 
         if _is_reordered(given, answers):
             return {"problem": f"{name} changed the list of answers, so that its numbers are of others; sort a copy"}
         if len(found) != len(answers):
-            return {"problem": f"{name} returned {len(found)} numbers for {len(answers)} answers"}
+            return {"problem": f"{name} returned {plural(len(found), 'number')} for {plural(len(answers), 'answer')}"}
         scores, reasons = zip(*map(_number, found), strict=True) if found else ((), ())
     except MemoryError:
         return {"problem": NO_MEMORY, "memory": True}

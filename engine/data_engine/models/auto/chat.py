@@ -27,6 +27,7 @@ from data_engine.models.auto.processor import Once, explained, in_one_list, load
 from data_engine.models.auto.thought_marks import marks_of, require_ends
 from data_engine.models.checkpoints.json_files import ModelError, read_json, reason
 from data_engine.models.words import ids_of_words
+from data_engine.plural import plural
 from data_engine.questions import thoughts
 from data_engine.questions.conversation import Conversation, Message
 from data_engine.store.absent import is_file
@@ -168,7 +169,7 @@ class Chat:
             raise BadRow(f"{type(processor).__name__} puts text of its own behind the beginning of an answer")
         if (placed := self._placed(neutral(conversation))) < conversation.num_images:
             by = "the chat template" if self._template.places_images else type(processor).__name__
-            raise BadRow(f"{by} places {placed} of the {conversation.num_images} images")
+            raise BadRow(f"{by} places {placed} of {plural(conversation.num_images, 'image')}")
         token = self._written(conversation)
         if token is None:
             self._refuse_forged(conversation)

@@ -28,6 +28,7 @@ from data_engine.models.checkpoints.weight_files import (
     refuse_empty,
     weight_files,
 )
+from data_engine.plural import plural
 from data_engine.store.absent import is_file, matching
 from data_engine.store.file_hashes import HashFiles
 
@@ -205,7 +206,7 @@ class Blueprint:
             missing = sorted(name for name in shapes if name not in found and name.startswith(source.fills))
             if missing:
                 some = ", ".join(missing[:5])
-                told = f"{source.folder} lacks {len(missing)} weights that config.json asks for: {some}"
+                told = f"{source.folder} lacks {plural(len(missing), 'weight')} that config.json asks for: {some}"
                 problems.append(ModelError(told))
         if problems:
             raise ModelError(_summarised(problems))

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from data_engine.errors import UserError
+from data_engine.plural import plural
 from data_engine.questions.sources import text_file
 from data_engine.questions.sources.base import refuse
 from data_engine.questions.sources.column_names import ColumnNames
@@ -76,10 +77,10 @@ class CsvRows:
         return csv.reader(lines, delimiter=self._separator, skipinitialspace=self._with_space, strict=True)
 
     def _row(self, where: str, fields: list[str]) -> dict:
+        found = f"{plural(len(fields), 'cell')}, but {plural(len(self._header), 'column')}"
         refuse(
             len(fields) != len(self._header),
-            f'"{self._file.path}", {where}: {len(fields)} cells, but {len(self._header)} columns; a text with '
-            f"{_SEPARATORS[self._separator]} {_QUOTED}",
+            f'"{self._file.path}", {where}: {found}; a text with {_SEPARATORS[self._separator]} {_QUOTED}',
         )
         return {name: cell for names, cell in zip(self._header, fields, strict=True) for name in names}
 
