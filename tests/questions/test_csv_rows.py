@@ -44,7 +44,7 @@ def test_ids_of_a_csv_file_are_numbers_where_all_are_written_so(tmp_path, ids, e
             'in it is doubled: "say ""yes"", please"',
         ),
         ('idx,question,image\n1,"a,b\n', "line 2: not CSV: unexpected end of data"),
-        ("idx,question,image\n,a,b\n", "line 2: idx is empty; expected text or a whole number"),
+        ("idx,question,image\n,a,b\n", "line 2: idx is empty; expected text or a whole number; --columns idx= numbers"),
         ("idx,question,question,image\n1,a,b,c\n", 'has more than one column "question"; keep one'),
         ("idx;question;image\n1;a;b;c\n", "line 2: 4 cells, but 3 columns; a text with a semicolon stands in quotes"),
         ("idx\tquestion\n1\ta\tb\n", "line 2: 3 cells, but 2 columns; a text with a tab stands in quotes"),

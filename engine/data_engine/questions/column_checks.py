@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pyarrow as pa
 
 from data_engine.errors import UserError
-from data_engine.questions.sources.column_names import ColumnNames, flag_for, meant_for
+from data_engine.questions.sources.column_names import NUMBERED, ColumnNames, flag_for, meant_for
 from data_engine.questions.sources.column_types import (
     CONVERSATIONS,
     IMAGE_FIELDS,
@@ -17,8 +17,6 @@ from data_engine.questions.sources.column_types import (
     is_list,
     is_text,
 )
-
-_NUMBERED = "; --columns idx= numbers the rows instead"
 
 
 def check_columns(columns: Mapping[str, pa.DataType], names: ColumnNames, name: str) -> None:
@@ -57,14 +55,14 @@ def checked_ids(column: pa.ChunkedArray, name: str) -> list[int | str]:
         first = column.is_null().index(True).as_py()
         raise UserError(
             f"{name}: idx is null in {column.null_count} of {len(column)} rows, first in row {first} (counted from 0)"
-            f"{_NUMBERED}"
+            f"{NUMBERED}"
         )
     ids = listed_ids(column, name)
     if len(set(ids)) < len(ids):
         repeated = [(value, count) for value, count in Counter(ids).items() if count > 1]
         shown = ", ".join(f"{json.dumps(value)} ({count} times)" for value, count in repeated[:5])
         more = f" and {len(repeated) - 5:,} more" if len(repeated) > 5 else ""
-        raise UserError(f"{name}: every idx must be unique; repeated: {shown}{more}{_NUMBERED}")
+        raise UserError(f"{name}: every idx must be unique; repeated: {shown}{more}{NUMBERED}")
     return ids
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 from data_engine.errors import UserError
 from data_engine.questions.sources.base import PROBLEM, refuse
 from data_engine.questions.sources.cells import cells_of
-from data_engine.questions.sources.column_names import SAME_NAMES, ColumnNames
+from data_engine.questions.sources.column_names import NUMBERED, SAME_NAMES, ColumnNames
 from data_engine.questions.sources.csv_rows import CsvRows
 from data_engine.questions.sources.json_rows import JsonRows, told_of_rows_inside
 from data_engine.questions.sources.text_file import Record, TextFile
@@ -124,9 +124,10 @@ class TextSource:
         text = json.dumps(value)[:60] if "idx" in record.row else "missing"
         where = f'"{file.path}", {record.where}'
         if not _is_id(value):
-            by_columns = "; a table is expected row by row, not by columns" if isinstance(value, (dict, list)) else ""
-            raise UserError(f"{where}: idx is {text}; expected text or a 64-bit whole number{by_columns}")
-        refuse(is_empty, f"{where}: idx is empty; expected text or a whole number")
+            by_columns = isinstance(value, (dict, list))
+            hint = "; a table is expected row by row, not by columns" if by_columns else NUMBERED
+            raise UserError(f"{where}: idx is {text}; expected text or a 64-bit whole number{hint}")
+        refuse(is_empty, f"{where}: idx is empty; expected text or a whole number{NUMBERED}")
         raise UserError(
             f"{where}: idx is {text}, in the first row {json.dumps(before[0])}; "
             "write all of them as numbers or all as text"
