@@ -24,7 +24,9 @@ TITLES = {
     "sft_random": "SFT on random answers",
     "length": "the longer one chosen", "reversed": "the engine's pairs reversed", "shuffled": "shuffled rewards",
 }  # fmt: skip
-INK, SOFT, GOOD, BAD = "#1d2433", "#98a2b3", "#12805c", "#b54708"
+INK, SOFT, GOOD, BAD = "#1d2433", "#5f6b7e", "#12805c", "#b54708"
+# Of a number, which may stand on the line of the untrained model.
+BEHIND = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
 
 
 def judged(folders: Folders, seeds: Iterable[int], name: str, way: str) -> np.ndarray:
@@ -121,7 +123,7 @@ def plot_arms(path: Path, table: Table) -> None:
         axes.plot([100 * rate.low, 100 * rate.high], [place, place], color=colour, linewidth=3, solid_capstyle="round")
         axes.plot(100 * rate.value, place, "o", color=colour, markersize=7)
         axes.annotate(f"{100 * rate.value:.1f}", (100 * rate.value, place), (0, 7), textcoords="offset points",
-                      ha="center", fontsize=9, color=colour)  # fmt: skip
+                      ha="center", fontsize=9, color=colour, bbox=BEHIND)  # fmt: skip
     axes.set_yticks(range(len(names)), [TITLES[name] for name in names])
     axes.set_ylim(-0.6, len(names) - 0.2)
     axes.set_xlim(left=0)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import claims
 import experiment
+import figures
+import matplotlib
 import numpy as np
 import page
 import pytest
@@ -67,6 +69,26 @@ def test_the_page_has_all_arms_claims_curves_and_plots_and_the_same_results_make
     assert len(files) == 4
     for file in files:
         assert (folder / file).read_bytes() == (other / file).read_bytes()
+
+
+def luminance(colour: str) -> float:
+    """Of WCAG 2.2, of a colour as #rrggbb."""
+    parts = (int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5))
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_the_picture_of_the_arms_is_of_the_published_figures_in_colours_that_can_be_read_on_white(tmp_path):
+    arms = json.loads((ROOT / "docs/proof/figures.json").read_text())["sampled"]
+    table = {arm: {key: figures.Interval(**one) for key, one in row.items()} for arm, row in arms.items()}
+    page.plot_arms(tmp_path / "arms.svg", table)
+    drawn = (ROOT / "docs/proof/arms.svg").read_text()
+    for colour in {page.INK, page.SOFT, page.GOOD, page.BAD, "#3c6df0"}:
+        assert colour in drawn
+        # Of text, by WCAG 2.2, 1.4.3.
+        assert 1.05 / (luminance(colour) + 0.05) >= 4.5
+    if matplotlib.__version__ == re.search(r"Matplotlib v([\d.]+)", drawn)[1]:
+        assert (tmp_path / "arms.svg").read_text() == drawn
 
 
 def test_the_readme_quotes_the_page():
