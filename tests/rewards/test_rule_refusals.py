@@ -161,6 +161,13 @@ def test_a_rule_that_fails_in_the_same_way_for_every_question_is_refused(given, 
         given(f"{rule_file(tmp_path, body)}:f")
 
 
+def test_a_rule_is_not_blamed_for_what_the_machine_did_to_every_question(given, tmp_path):
+    body = "import errno\ndef f(row, answers):\n    raise OSError(errno.ENOSPC, 'No space left on device')\n"
+    told = r"rule: none of the first 2 rows .* No space left on device .*\. See to the memory, the disks and the limits"
+    with pytest.raises(UserError, match=told):
+        given(f"{rule_file(tmp_path, body)}:f")
+
+
 def test_questions_that_all_hang_are_given_up_at_the_fifth(given, config, tmp_path, monkeypatch):
     monkeypatch.setattr(rewards_rule, "LIMITS", Limits(processor_s=30, clock_s=0.2))
     monkeypatch.setattr(rule_stage, "HOPELESS", 2)

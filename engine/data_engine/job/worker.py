@@ -283,7 +283,7 @@ class Worker:
             idx, reason = left_out[0]
             raise UserError(f"row {idx!r} cannot be used: {reason} (on_bad_row is error; skip leaves such rows out)")
         if unit == self.plan.mine.start and not result.table.num_rows:
-            self._refuse_useless(stage, left_out)
+            self._refuse_useless(stage, left_out, result.missing)
 
         questions, peak = len(self.plan.unit_rows[unit]), peak_bytes(self.plan.target.device)
         facts = self.made_from.pop((stage.name, unit))
@@ -296,13 +296,17 @@ class Worker:
         with self.stop.committing():
             self.writer.hand_over(publish, claims_held.pop(unit))
 
-    def _refuse_useless(self, stage: Stage, left_out: list[units.Row]) -> None:
+    def _refuse_useless(self, stage: Stage, left_out: list[units.Row], missing: list[units.Row]) -> None:
         """Raise UserError where the first unit of a stage has no row that could be used, all for the same reason."""
         kinds = {kind_of(reason) for _, reason in left_out}
         if len(kinds) == 1 and not units.published(self.plan.work_dir, stage.name):
-            rule = f'rule "{self.plan.config.rule}"'
-            mend = f"{rule} or the dataset" if stage.name == "rule" else "the dataset or the flags"
+            mend = "Mend the dataset or the flags, or take these rows out"
+            if stage.name == "rule":
+                mend = f'Mend rule "{self.plan.config.rule}" or the dataset, or take these rows out'
+                # It reads no picture, so that a row is missing for what the machine did alone.
+                if missing:
+                    mend = "See to the memory, the disks and the limits of this machine, and run the same command again"
             raise UserError(
                 f"{stage.name}: {none_usable(len(left_out), ' of the dataset')}, for this reason: {left_out[0][1]}. "
-                f"Mend {mend}, or take these rows out"
+                f"{mend}"
             )
