@@ -82,6 +82,19 @@ def test_a_folder_of_pictures_says_what_to_add(pictures, tmp_path):
     assert "has no .parquet file" in refusal(str(tmp_path / "empty"), question=QUESTION)
 
 
+def test_a_file_of_rows_beside_pictures_is_not_read_in_their_place_without_a_word(pictures):
+    labels = pictures / "train.csv"
+    labels.write_text("idx,label\ntom,cat\n")
+    assert refusal(str(pictures), question=QUESTION) == (
+        f'dataset_path "{pictures}" has pictures, and the file train.csv, which is read in their place, and which has '
+        'no column "image" or "images". To ask about the pictures, move it out of the folder; to ask about its rows, '
+        "name it as --dataset_path, or the column of their pictures by --columns image=NAME"
+    )
+    assert len(load_questions(str(labels), question=QUESTION)) == 1
+    labels.write_text("idx,image\ntom,pets/cats/tom.png\n")
+    assert [row.image_path for row in read(pictures, question=QUESTION)] == ["pets/cats/tom.png"]
+
+
 def test_folders_of_pictures_that_are_not_looked_into_are_told(pictures, tmp_path, monkeypatch):
     assert load_questions(str(pictures), question=QUESTION).warnings == []
     (tmp_path / "elsewhere").mkdir()

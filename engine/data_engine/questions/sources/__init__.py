@@ -71,6 +71,13 @@ def _source(path: str, split: str | None, revision: str | None, names: ColumnNam
         if local.is_dir():
             files = files_of(local, split)
             source = _source_of(files, names)
+            has_none = source.columns and not {"image", "images"} & source.columns.keys()
+            refuse(
+                may_be_pictures and has_none and any(pictures_below(local, [])),
+                f'dataset_path "{path}" has pictures, and the file {files[0].name}, which is read in their place, and '
+                'which has no column "image" or "images". To ask about the pictures, move it out of the folder; to ask '
+                "about its rows, name it as --dataset_path, or the column of their pictures by --columns image=NAME",
+            )
             source.warnings = told_of_missing_shards(files)
             return source
         return _file_source(local, split, names)
