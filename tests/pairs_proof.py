@@ -23,7 +23,7 @@ from size_proof import LIMIT_BYTES, NUM_ANSWERS, TOKENS_A_WORD, Vocabulary, publ
 
 from data_engine import schemas
 from data_engine.config import RunConfig
-from data_engine.pipeline.pair import pairs_file
+from data_engine.of_pairing import pairs_file
 from data_engine.pipeline.pair_settings import Settings
 from data_engine.preferences.counts import Funnel
 from data_engine.store import units

@@ -1,6 +1,7 @@
-"""The flags of a pairing; and run.json as it was for one, which another start may have opened since. No torch here."""
+"""A pairing: its file and flags, and run.json as it was for it, which another start may have opened since. No torch."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from data_engine import stages
 from data_engine.flag_files import names_in
@@ -8,12 +9,18 @@ from data_engine.stages import RunStages
 
 # The name of the pairing that a run makes, of which dataset/ is written.
 OWN = "pairs"
+FOLDER = "pairs"
 # Flags that a pairing depends on, besides the answers and what was computed of them: the fields of
 # pipeline/pair_settings.py.
 FLAGS = (
     "rank_by", "strategy", "rank", "distance", "right", "min_margin", "max_margin", "max_pairs", "length_alpha",
     "length_balance", "beta", "near_duplicates", "seed",
 )  # fmt: skip
+
+
+def pairs_file(work_dir: Path, name: str = OWN) -> Path:
+    """Where the pairs of a pairing are."""
+    return work_dir / FOLDER / f"{name}.parquet"
 
 
 def of_pairing(run_file: Mapping, told: Mapping) -> dict:

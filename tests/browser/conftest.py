@@ -13,7 +13,7 @@ from pathlib import Path
 import gallery_world
 import pytest
 
-from data_engine.pipeline.pair import read_funnel
+from data_engine.preferences.pairs_metadata import read_funnel
 from data_engine.reporting.page import report_text
 
 BINARY, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")

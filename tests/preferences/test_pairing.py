@@ -14,8 +14,10 @@ from stage2_world import MARKERS, dataset_rows, digest, make_world, pairs_rows, 
 from data_engine import build_pairs, schemas
 from data_engine.errors import IncompleteError, UserError
 from data_engine.exports.base import Written
+from data_engine.of_pairing import pairs_file
 from data_engine.pipeline import pair
 from data_engine.preferences import candidates, filters
+from data_engine.preferences.pairs_metadata import read_funnel
 from data_engine.preferences.word_count import count_words
 from data_engine.store import units
 
@@ -86,7 +88,7 @@ def test_the_funnel_counts_every_question_answer_and_pair_once(world, work_dir):
     assert funnel.candidate_pairs == statuses.total()
     assert funnel.dropped == {name: statuses[name] for name in filters.FILTERS}
     assert funnel.written == statuses["kept"] == len(dataset_rows(work_dir))
-    assert pair.read_funnel(work_dir) == funnel
+    assert read_funnel(work_dir) == funnel
 
 
 def test_the_funnel_prints_as_an_aligned_table(world, work_dir):
@@ -202,8 +204,8 @@ def test_fewer_answers_an_empty_unit_and_quarantined_questions_are_counted_and_s
 @pytest.mark.parametrize(("status", "stays"), [("kept", True), ("per_idx", False)])
 def test_a_dataset_stays_where_a_new_one_would_lose_a_question_that_it_has(tmp_path, status, stays):
     rows = [{"idx": "a", "status": status}, {"idx": "b", "status": "kept"}]
-    pair.pairs_file(tmp_path).parent.mkdir()
-    pq.write_table(pa.Table.from_pylist(rows), pair.pairs_file(tmp_path))
+    pairs_file(tmp_path).parent.mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), pairs_file(tmp_path))
     gone = Written(1, without_source=frozenset({"a"}), first_gone="idx 'a': no file")
     if stays:
         with pytest.raises(UserError, match=r"would lack the pairs of 1 question .*, as of idx 'a': no file"):

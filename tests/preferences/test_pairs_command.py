@@ -12,7 +12,7 @@ from export_run import finish
 from stage2_world import digest, make_world, pairs_rows
 
 from data_engine.commands import main
-from data_engine.pipeline.pair import read_funnel
+from data_engine.preferences.pairs_metadata import read_funnel
 from data_engine.preferences.word_count import count_words
 from data_engine.store import units
 

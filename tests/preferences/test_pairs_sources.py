@@ -19,9 +19,8 @@ from validated import checked
 from data_engine import schemas, stages
 from data_engine.errors import UserError
 from data_engine.job import worker
-from data_engine.of_pairing import OWN
+from data_engine.of_pairing import OWN, pairs_file
 from data_engine.pipeline import pair_settings
-from data_engine.pipeline.pair import pairs_file
 from data_engine.pipeline.pair_settings import Settings, chosen_rewards
 from data_engine.preferences.filters import FilterRule
 from data_engine.preferences.strategies import STRATEGIES

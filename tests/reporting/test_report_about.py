@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from stage2_world import make_world
 
-from data_engine.pipeline.pair import read_funnel
+from data_engine.preferences.pairs_metadata import read_funnel
 from data_engine.reporting.compare import comparison_text
 from data_engine.reporting.page import report_text
 from data_engine.stages import RunStages

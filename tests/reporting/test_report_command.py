@@ -15,7 +15,7 @@ from stage2_world import make_world, picture
 
 from data_engine.commands import main
 from data_engine.config import RunConfig
-from data_engine.pipeline import pair
+from data_engine.preferences import pairs_metadata
 from data_engine.questions.dataset import load_questions
 from data_engine.store.file_hashes import hash_files
 from data_engine.store.units import read_unit_facts
@@ -86,7 +86,7 @@ def test_pages_of_several_runs_are_told_apart_by_their_titles(work_dir):
 
 @pytest.mark.parametrize("more", [[], ["--compare", "wide"]])
 def test_a_report_of_pairs_that_are_written_anew_meanwhile_is_no_success(work_dir, capsys, monkeypatch, more):
-    own, read = work_dir / "pairs/pairs.parquet", pair.read_funnel
+    own, read = work_dir / "pairs/pairs.parquet", pairs_metadata.read_funnel
 
     def late(*arguments):
         found = read(*arguments)
@@ -96,7 +96,7 @@ def test_a_report_of_pairs_that_are_written_anew_meanwhile_is_no_success(work_di
     assert main.main(["report", str(work_dir), *more]) == 0
     page = Path(capsys.readouterr().out.strip())
     page.write_text("as it was before")
-    monkeypatch.setattr(pair, "read_funnel", late)
+    monkeypatch.setattr(pairs_metadata, "read_funnel", late)
     assert main.main(["report", str(work_dir), *more]) == 3
     assert "were written anew meanwhile: give the command again" in capsys.readouterr().err
     assert page.read_text() == "as it was before"

@@ -16,7 +16,7 @@ from data_engine.flag_files import each_path
 from data_engine.job import model_holder, worker
 from data_engine.pipeline import judge as judging
 from data_engine.pipeline.export import read_metadata
-from data_engine.reporting.columns import metadata_of
+from data_engine.preferences.pairs_metadata import metadata_of
 
 ASKED = {
     "faithful": "Q: {question}\nA: {answer}\nIs it true of the image?",

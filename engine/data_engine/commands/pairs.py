@@ -14,7 +14,7 @@ from data_engine.commands.work_dir import config_of, given_path, read_paired, to
 from data_engine.config import RunConfig
 from data_engine.errors import UserError
 from data_engine.exit_codes import DONE, NOTHING_WRITTEN
-from data_engine.of_pairing import FLAGS, OWN, of_pairing
+from data_engine.of_pairing import FLAGS, OWN, of_pairing, pairs_file
 from data_engine.processes import output
 from data_engine.stages import SAMPLING, SOURCES, RunStages
 
@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     run_file = read_paired(work_dir, (("bound", "dataset"), ("units", "num_units"), ("units", "num_questions")))
     # Imported late: pyarrow and numpy would delay the messages above.
     from data_engine.pipeline.export import read_metadata
-    from data_engine.pipeline.pair import pairs_file, require_units, run_named, summary, told_of
+    from data_engine.pipeline.pair import require_units, run_named, summary, told_of
     from data_engine.pipeline.pair_settings import Settings, without_effect
 
     told = read_metadata(work_dir)

@@ -17,6 +17,7 @@ from data_engine.commands.work_dir import (
     told_of_disk,
 )
 from data_engine.errors import UserError
+from data_engine.of_pairing import pairs_file
 
 # Where the dataset is, if it has moved since the run; --NAME PATH.
 PLACES = ("dataset_path", "image_root")
@@ -37,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
         other = open_finished(work_dir, places, name=compared)
         run = dataclasses.replace(run, questions=max(run.questions, other.questions, key=len))
     # Imported late: numpy would delay the messages before.
-    from data_engine.pipeline.pair import pairs_file, read_funnel
+    from data_engine.preferences.pairs_metadata import read_funnel
     from data_engine.reporting import compare, page
     from data_engine.store.atomic import replacing
 

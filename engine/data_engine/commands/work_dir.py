@@ -13,7 +13,7 @@ from data_engine.config import RunConfig
 from data_engine.errors import IncompleteError, UserError, nearest
 from data_engine.flag_files import from_home, look_up, nearest_path
 from data_engine.flags import GONE
-from data_engine.of_pairing import OWN, of_pairing
+from data_engine.of_pairing import OWN, of_pairing, pairs_file
 
 if TYPE_CHECKING:
     from data_engine.pipeline.export import FinishedRun
@@ -105,7 +105,7 @@ def read_paired(work_dir: Path, needed: Iterable[tuple[str, str]] = ()) -> dict:
     Raises UserError without pairs.
     """
     run_file = read_run(work_dir)
-    if not (work_dir / "pairs" / f"{OWN}.parquet").is_file():
+    if not pairs_file(work_dir).is_file():
         raise UserError(f'"{work_dir}" has no pairs/{OWN}.parquet yet: let the run finish stage 2 first')
     _require(work_dir, run_file, needed)
     return run_file
@@ -113,7 +113,7 @@ def read_paired(work_dir: Path, needed: Iterable[tuple[str, str]] = ()) -> dict:
 
 def require_pairing(work_dir: Path, name: str) -> None:
     """Raise UserError for the name of no pairing of a run whose pairs are written."""
-    known = sorted(path.stem for path in (work_dir / "pairs").glob("*.parquet"))
+    known = sorted(path.stem for path in pairs_file(work_dir).parent.glob("*.parquet"))
     if name not in known:
         raise UserError(f'"{work_dir}" has no pairing "{name}"{nearest(name, known)}; it has: {", ".join(known)}')
 

@@ -1,7 +1,6 @@
 """The exports of a run whose pairs are written: its work directory in, datasets of any format out."""
 
 import functools
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +16,12 @@ from data_engine.exports import card
 from data_engine.exports.base import ExportSource, Written
 from data_engine.exports.card import Card
 from data_engine.exports.usage import usage_of
-from data_engine.of_pairing import OWN
-from data_engine.pipeline.pair import pairs_file, read_funnel
+from data_engine.of_pairing import OWN, pairs_file
 from data_engine.pipeline.pair_settings import Settings
 from data_engine.pipeline.rewarded import ANSWER, Stored, read_rewarded, scored_rows
 from data_engine.preferences.answers import why_not_ranked
 from data_engine.preferences.filters import KEPT
+from data_engine.preferences.pairs_metadata import metadata_of, read_funnel
 from data_engine.questions.dataset import Questions
 from data_engine.reporting.picture import picture
 from data_engine.stages import RunStages
@@ -185,14 +184,12 @@ def read_metadata(work_dir: Path, name: str = OWN) -> dict[str, dict]:
 
     Raises UserError where it is broken, or of an earlier version of the program.
     """
-    again = _again(name)
-    try:
-        schema = pq.read_schema(pairs_file(work_dir, name))
-    except pa.ArrowException:
-        raise UserError(f'"{pairs_file(work_dir, name)}" is broken; {again}') from None
-    found = schema.metadata or {}
+    again, path = _again(name), pairs_file(work_dir, name)
     names = ("settings", "funnel", "same_tokenizer", "rewards")
-    if any(one.encode() not in found for one in names) or "margin" not in schema.names:
+    try:
+        found, columns = metadata_of(path, *names, "length_alpha", "bound"), pq.read_schema(path).names
+    except pa.ArrowException:
+        raise UserError(f'"{path}" is broken; {again}') from None
+    if not found.keys() >= set(names) or "margin" not in columns:
         raise UserError(f'the pairs of "{work_dir}" were made by an earlier version of this program; {again}')
-    there = (*names, *(one for one in ("length_alpha", "bound") if one.encode() in found))
-    return {one: json.loads(found[one.encode()]) for one in there}
+    return found

@@ -17,9 +17,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_engine import errors, exports, stages
-from data_engine.exports.base import NO_SOURCE as NO_SOURCE_ANY_MORE
-from data_engine.exports.base import NOT_FITTING, ExportSource, Written
-from data_engine.of_pairing import OWN
+from data_engine.exports.base import NO_SOURCE, NOT_FITTING, ExportSource, Written
+from data_engine.of_pairing import OWN, pairs_file
 from data_engine.pipeline.pair_settings import Settings
 from data_engine.pipeline.pairing import Paired, paired
 from data_engine.pipeline.rewarded import Stored
@@ -28,13 +27,13 @@ from data_engine.preferences import reward_totals
 from data_engine.preferences.candidates import CandidateTable
 from data_engine.preferences.counts import Funnel
 from data_engine.preferences.filters import KEPT
+from data_engine.preferences.pairs_metadata import metadata_of, read_funnel
 from data_engine.questions.dataset import Questions
 from data_engine.questions.images import Exif
 from data_engine.store import units
 from data_engine.store.absent import is_there
 from data_engine.store.folders import move_in, part_of, scratch_folder
 
-FOLDER = "pairs"
 # Of the scratch folders of the other pairings.
 NAMED_SCRATCH = "pairs"
 
@@ -48,11 +47,6 @@ class DatasetSource:
     """the rows of each unit"""
     exif: Exif = "apply"
     control_tokens: tuple[str, ...] = ()
-
-
-def pairs_file(work_dir: Path, name: str = OWN) -> Path:
-    """Where the pairs of a pairing are."""
-    return work_dir / FOLDER / f"{name}.parquet"
 
 
 def run(stored: Stored, settings: Settings, source: DatasetSource, folder: Path, debug: bool = False) -> Funnel:
@@ -101,15 +95,10 @@ def run_named(stored: Stored, settings: Settings, num_questions: int, name: str)
     return found.funnel
 
 
-def read_funnel(work_dir: Path, name: str = OWN) -> Funnel:
-    """The funnel of a pairing that is written."""
-    return Funnel.from_json(pq.read_schema(pairs_file(work_dir, name)).metadata[b"funnel"].decode())
-
-
 def told_of(work_dir: Path, name: str = OWN) -> str | None:
     """How many pairs a pairing that is written has, and the flags that make it again; None where there is none."""
     try:
-        settings = json.loads(pq.read_schema(pairs_file(work_dir, name)).metadata[b"settings"])
+        settings = metadata_of(pairs_file(work_dir, name), "settings")["settings"]
         kept = read_funnel(work_dir, name).found
     # There is none, or it is damaged.
     except (OSError, ValueError, KeyError, TypeError):
@@ -120,10 +109,10 @@ def told_of(work_dir: Path, name: str = OWN) -> str | None:
 def summary(work_dir: Path, funnel: Funnel, name: str = OWN) -> str:
     """What is printed of a pairing that is written: its funnel, how its rewards lie over all answers, and the alpha
     that --length_alpha auto came to."""
-    found = pq.read_schema(pairs_file(work_dir, name)).metadata or {}
-    told = [reward_totals.told(*one) for one in json.loads(found.get(b"reward_totals", b"{}")).items()]
-    if b"length_alpha" in found:
-        told.append(f"length_alpha auto came to {json.loads(found[b'length_alpha'])!r}, by which answers ranked")
+    found = metadata_of(pairs_file(work_dir, name), "reward_totals", "length_alpha")
+    told = [reward_totals.told(*one) for one in found.get("reward_totals", {}).items()]
+    if "length_alpha" in found:
+        told.append(f"length_alpha auto came to {found['length_alpha']!r}, by which answers ranked")
     return "\n".join([funnel.table(), *told])
 
 
@@ -165,7 +154,7 @@ def _require_sources(work_dir: Path, written: Written) -> None:
 
 
 def _count_written(funnel: Funnel, written: Written) -> None:
-    counted = (NOT_FITTING, NO_SOURCE_ANY_MORE)
+    counted = (NOT_FITTING, NO_SOURCE)
     funnel.not_written = Counter({name: written.left_out[name] for name in sorted(written.left_out.keys() - counted)})
     funnel.not_fitting, funnel.rewritten, funnel.written = written.not_fitting, written.rewritten, written.rows
 

@@ -16,9 +16,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_engine.errors import UserError
-from data_engine.of_pairing import of_pairing
+from data_engine.of_pairing import of_pairing, pairs_file
+from data_engine.preferences.pairs_metadata import metadata_of
 from data_engine.reporting import heat
-from data_engine.reporting.columns import metadata_of
 from data_engine.reporting.heat import NoHeat, Pieces, Span
 from data_engine.stages import COMPARED
 from data_engine.store import units
@@ -170,7 +170,7 @@ def read_run_file(work_dir: Path, name: str) -> dict:
         return {}
     if not isinstance(found, dict):
         return {}
-    told = metadata_of(work_dir / f"pairs/{name}.parquet", "rewards", "bound", "same_tokenizer", "funnel")
+    told = metadata_of(pairs_file(work_dir, name), "rewards", "bound", "same_tokenizer", "funnel")
     # Neither a file of before, nor one of sources that this program does not have, keeps the page from being made.
     with contextlib.suppress(KeyError, UserError):
         found = of_pairing(found, told)

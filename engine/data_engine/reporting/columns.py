@@ -1,6 +1,5 @@
 """The numbers of a file of pairs, as arrays: no text is read, so that a million pairs fit in memory."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_engine import schemas, stages
+from data_engine.preferences.pairs_metadata import metadata_of
 
 WORDS = ("chosen_words", "rejected_words")
 SIDES = ("chosen", "rejected")
@@ -99,12 +99,6 @@ class PairNumbers:
     def called(self, reward: str) -> str:
         """What a reward is called, by its column."""
         return self.names.get(reward, reward)
-
-
-def metadata_of(path: Path, *names: str) -> dict:
-    """What a file of pairs says of its pairing by these names, as far as it does: see pipeline/export.read_metadata."""
-    found = pq.read_schema(path).metadata or {}
-    return {name: json.loads(found[name.encode()]) for name in names if name.encode() in found}
 
 
 def ranking_rewards(path: Path) -> list[str]:

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from markupsafe import Markup
 
+from data_engine.of_pairing import pairs_file
 from data_engine.preferences.counts import Funnel
 from data_engine.questions.dataset import Questions
 from data_engine.questions.images import Exif
@@ -58,7 +59,7 @@ def comparison_text(
     """The page that compares two pairings."""
     run = Run(work_dir, read_run_file(work_dir, pairings[0][0]), questions, max_megapixels, exif)
     names = [name for name, _ in pairings]
-    numbers = [PairNumbers.read(work_dir / f"pairs/{name}.parquet") for name in names]
+    numbers = [PairNumbers.read(pairs_file(work_dir, name)) for name in names]
     shared = overlap(*numbers)
     data = _gallery(run, names, numbers, shared)
     warning = data.warning(questions.image_root)

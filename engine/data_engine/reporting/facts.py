@@ -10,10 +10,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_engine.preferences.counts import Funnel
+from data_engine.preferences.pairs_metadata import metadata_of
 from data_engine.preferences.reward_totals import label, signed
 from data_engine.questions.dataset import Questions
 from data_engine.reporting import quarantine
-from data_engine.reporting.columns import KEPT, PairNumbers, metadata_of
+from data_engine.reporting.columns import KEPT, PairNumbers
 from data_engine.store import logs
 
 Table = list[tuple[str, ...]]

@@ -12,7 +12,7 @@ import numpy as np
 from markupsafe import Markup
 
 from data_engine.models.checkpoints.adapter_folder import adapters_told
-from data_engine.of_pairing import OWN
+from data_engine.of_pairing import OWN, pairs_file
 from data_engine.preferences.counts import Funnel
 from data_engine.questions.dataset import Questions
 from data_engine.questions.images import Exif
@@ -47,7 +47,7 @@ def report_text(
 ) -> str:
     """The page about a pairing."""
     run = Run(work_dir, read_run_file(work_dir, name), questions, max_megapixels, exif)
-    numbers = PairNumbers.read(work_dir / f"pairs/{name}.parquet")
+    numbers = PairNumbers.read(pairs_file(work_dir, name))
     ranking = ranking_rewards(numbers.path)
     data = _gallery(run, numbers, ranking)
     warning = data.warning(questions.image_root)

@@ -8,10 +8,10 @@ import pyarrow as pa
 
 from data_engine.config import RunConfig
 from data_engine.errors import UserError, first_line
-from data_engine.of_pairing import OWN
-from data_engine.pipeline.pair import pairs_file, read_funnel
+from data_engine.of_pairing import pairs_file
+from data_engine.preferences.pairs_metadata import metadata_of, read_funnel
 from data_engine.reporting import course
-from data_engine.reporting.columns import PairNumbers, metadata_of
+from data_engine.reporting.columns import PairNumbers
 from data_engine.rounds.places import Round, is_one_scale, rounds_of
 from data_engine.store.absent import is_file
 from data_engine.store.atomic import replacing
@@ -31,7 +31,7 @@ def write(loop: RunConfig, folder: Path) -> None:
     """
     facts = []
     for one in rounds_of(folder):
-        if is_file(pairs_file(one.run, OWN)):
+        if is_file(pairs_file(one.run)):
             try:
                 facts.append(_facts(one))
             except (OSError, ValueError, KeyError, TypeError, pa.ArrowException, UserError) as error:
@@ -47,7 +47,7 @@ def write(loop: RunConfig, folder: Path) -> None:
 
 
 def _facts(one: Round) -> course.RoundFacts:
-    path = pairs_file(one.run, OWN)
+    path = pairs_file(one.run)
     run_file = json.loads((one.run / "run.json").read_text(encoding="utf-8"))
     seconds = one.training()["seconds"] if one.is_done else None
     numbers = PairNumbers.read(path)
@@ -56,7 +56,7 @@ def _facts(one: Round) -> course.RoundFacts:
         [float(numbers.columns[f"{side}_words"][kept].mean()) for side in ("chosen", "rejected")] if len(kept) else None
     )
     return course.RoundFacts(
-        one.number, run_file["config"]["instruct_model_path"], read_funnel(one.run, OWN),
+        one.number, run_file["config"]["instruct_model_path"], read_funnel(one.run),
         metadata_of(path, "reward_totals").get("reward_totals", {}), words, seconds,
         str((one.run / "report/index.html").relative_to(one.loop)),
     )  # fmt: skip

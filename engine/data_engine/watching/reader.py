@@ -11,6 +11,8 @@ from pathlib import Path
 
 from data_engine.errors import UserError
 from data_engine.models.checkpoints.adapter_folder import adapters_told
+from data_engine.of_pairing import pairs_file
+from data_engine.preferences.pairs_metadata import read_funnel
 from data_engine.stages import RunStages, known
 from data_engine.store import claims, logs, units
 from data_engine.store.process_identity import ProcessIdentity
@@ -186,11 +188,8 @@ def planned_units(work_dir: Path, run_file: Mapping) -> dict[str, int]:
 def _is_written(work_dir: Path, num_questions: int) -> bool:
     """Whether the pairs are written, those of as many questions as the run asks: --limit may have grown since."""
     has_dataset = any((work_dir / "dataset").glob("dpo_dataset*.parquet"))
-    if not (work_dir / "pairs/pairs.parquet").is_file():
+    if not pairs_file(work_dir).is_file():
         return has_dataset
-    # Imported late: it would delay every call.
-    from data_engine.pipeline.pair import read_funnel
-
     try:
         funnel = read_funnel(work_dir)
     # A file that is broken, or of an earlier version.
