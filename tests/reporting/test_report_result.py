@@ -20,13 +20,13 @@ from data_engine.reporting.picture import picture
 NAN = float("nan")
 
 
-def numbers(**columns: list) -> PairNumbers:
+def numbers(ranking: tuple[str, ...] = ("sum", "avg"), **columns: list) -> PairNumbers:
     """Two kept pairs, and a dropped one between them."""
     words = {"chosen_words": [3, 90, 4], "rejected_words": [5, 90, 8]}
     arrays = {name: np.array(values, float) for name, values in columns.items()}
     arrays |= {name: np.array(values, np.int32) for name, values in words.items()}
     names = {"sum": "implicit.sum", "rule": "rule"}
-    return PairNumbers(None, np.array([0, 1, 0], np.int32), ["kept", "per_idx"], arrays, names)
+    return PairNumbers(None, np.array([0, 1, 0], np.int32), ["kept", "per_idx"], arrays, names, ranking)
 
 
 @pytest.fixture(scope="module")
@@ -37,22 +37,23 @@ def world(tmp_path_factory):
 def test_the_top_has_both_sides_of_the_kept_pairs_and_what_was_left_out_or_cut():
     found = numbers(chosen_sum=[1, 50, 2], rejected_sum=[-1, 50, -0.5])
     funnel, ended = Funnel(questions=1200, quarantined=3), Counter(length=25, stop=3975)
-    assert about.result_rows(found, ["sum", "avg"], funnel, ended) == [
+    assert about.result_rows(found, funnel, ended) == [
         ("Kept pairs", ["implicit.sum: chosen +1.500, rejected -0.750 on average",
                         "words: chosen 3.5, rejected 6.5 on average"]),
         ("Left out", ["3 of 1,200 questions"]),
         ("Cut short", ["25 of 4,000 answers, by --max_new_tokens"]),
     ]  # fmt: skip
-    [(name, _)] = about.result_rows(found, ["sum"], Funnel(questions=1200), Counter(stop=4000))
+    [(name, _)] = about.result_rows(found, Funnel(questions=1200), Counter(stop=4000))
     assert name == "Kept pairs"
-    assert about.result_rows(found, ["sum"], Funnel(questions=1, quarantined=1), Counter(length=1))[1:] == [
+    assert about.result_rows(found, Funnel(questions=1, quarantined=1), Counter(length=1))[1:] == [
         ("Left out", ["1 of 1 question"]), ("Cut short", ["1 of 1 answer, by --max_new_tokens"])
     ]  # fmt: skip
 
 
 def test_the_reward_that_ranks_is_told_first_whatever_stands_before_it_in_the_file():
-    found = numbers(chosen_sum=[1, 1, 1], rejected_sum=[0, 0, 0], chosen_rule=[7, 0, 9], rejected_rule=[1, 0, 3])
-    [(_, lines)] = about.result_rows(found, ["rule"], Funnel(), Counter())
+    sides = {"chosen_rule": [7, 0, 9], "rejected_rule": [1, 0, 3]}
+    found = numbers(("rule",), chosen_sum=[1, 1, 1], rejected_sum=[0, 0, 0], **sides)
+    [(_, lines)] = about.result_rows(found, Funnel(), Counter())
     assert lines[0] == "rule: chosen +8.000, rejected +2.000 on average"
 
 

@@ -1,5 +1,6 @@
 """Figures of the report and of the card's picture, by hand: percents, means, shares, and where charts draw them."""
 
+import dataclasses
 import json
 import re
 from collections import Counter
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 from report_page import Page
 from stage2_world import make_world
 
+from data_engine import schemas
 from data_engine.preferences.counts import Funnel
 from data_engine.preferences.reward_totals import RewardTotals
 from data_engine.reporting import charts, facts, plots
@@ -82,10 +84,11 @@ def test_round_numbers_stand_below_a_histogram_from_the_first_to_the_last_within
 def test_margins_of_two_pairings_are_those_of_their_kept_pairs_by_their_reward(tmp_path):
     path = tmp_path / "pairs.parquet"
     settings = json.dumps({"rank_by": "contrast.avg,implicit.sum"})
-    pq.write_table(pa.table({}).replace_schema_metadata({"settings": settings}), path)
-    numbers = PairNumbers(
-        path, np.array([0, 1, 0], np.int32), ["kept", "per_idx"], {"margin": np.array([1.0, 9.0, 2.0])},
-        {"contrast_avg": "contrast.avg"},
+    empty = schemas.pairs(pa.string()).empty_table()
+    pq.write_table(empty.replace_schema_metadata({"settings": settings}), path)
+    numbers = dataclasses.replace(
+        PairNumbers.read(path), status=np.array([0, 1, 0], np.int32), statuses=["kept", "per_idx"],
+        columns={"margin": np.array([1.0, 9.0, 2.0])},
     )  # fmt: skip
     title, drawn = margin_chart("mine", numbers)
     assert title == "mine: margin of contrast.avg, number of kept pairs"

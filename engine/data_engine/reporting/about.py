@@ -24,12 +24,12 @@ _DEFAULTS = {"max_pairs": filters.MAX_PAIRS_PER_IDX}
 _TOLD_APART = {"rank_by", "strategy", "length_alpha", *(field.name for field in fields(filters.FilterRule))}
 
 
-def result_rows(numbers: PairNumbers, ranking: Sequence[str], funnel: Funnel, ended: Mapping[str, int]) -> Rows:
+def result_rows(numbers: PairNumbers, funnel: Funnel, ended: Mapping[str, int]) -> Rows:
     """What a reader should know first: chosen and rejected answers of the kept pairs, and what was left out or cut.
 
     `ended`: all answers by why they ended.
     """
-    kept, shown, lines = numbers.kept, numbers.first_reward(ranking), []
+    kept, shown, lines = numbers.kept, numbers.first_reward(), []
     values = [charts.drawn_of(numbers.columns[f"{side}_{shown}"][kept]) for side in SIDES] if shown else []
     if values and all(map(len, values)):
         lines += [f"{numbers.called(shown)}: {_sides(charts.signed(charts.mean_of(own)) for own in values)}"]

@@ -32,6 +32,8 @@ class PairNumbers:
     """float64 or int32 [pairs] by the name of the column; a null reward is NaN"""
     names: Mapping[str, str] = field(default_factory=dict)
     """what rewards are called, by their columns: implicit.sum, as --rank_by names it"""
+    ranking: Sequence[str] = ()
+    """the columns of the rewards that rank, as the file's metadata have them"""
 
     @classmethod
     def read(cls, path: Path) -> "PairNumbers":
@@ -47,7 +49,13 @@ class PairNumbers:
         status = status if pa.types.is_dictionary(status.type) else status.dictionary_encode()
         codes = status.indices.to_numpy(zero_copy_only=False).astype(np.int32)
         columns = {name: table[name].to_numpy() for name in names}
-        return cls(path, codes, status.dictionary.to_pylist(), columns, _named(path))
+        told = metadata_of(path, "settings", "reward_totals")
+        rank_by = told.get("settings", {}).get("rank_by", RANK_BY).split(",")
+        rewards = (*RANK_BY.split(","), *rank_by, *told.get("reward_totals", {}))
+        return cls(
+            path, codes, status.dictionary.to_pylist(), columns, {schemas.reward_name(name): name for name in rewards},
+            [schemas.reward_name(name) for name in rank_by],
+        )  # fmt: skip
 
     def __len__(self) -> int:
         return len(self.status)
@@ -91,29 +99,18 @@ class PairNumbers:
             and all(np.isfinite(self.columns[f"{side}_{name}"][rows]).any() for side in SIDES)
         ]
 
-    def first_reward(self, ranking: Sequence[str]) -> str | None:
+    def first_reward(self) -> str | None:
         """The column of the reward that tells most of the kept pairs: the first of those that rank, if it is shown."""
         shown = self.rewards()
-        return next((name for name in (*ranking, *shown) if name in shown), None)
+        return next((name for name in (*self.ranking, *shown) if name in shown), None)
+
+    def ranking_differences(self) -> dict[str, np.ndarray]:
+        """`difference` of each reward that ranks, by its column."""
+        return {name: self.difference(name) for name in self.ranking if f"chosen_{name}" in self.columns}
 
     def called(self, reward: str) -> str:
         """What a reward is called, by its column."""
         return self.names.get(reward, reward)
-
-
-def ranking_rewards(path: Path) -> list[str]:
-    """The rewards that rank, by their columns, as the file's own metadata have them."""
-    return [schemas.reward_name(name) for name in _rank_by(path)]
-
-
-def _rank_by(path: Path) -> list[str]:
-    return metadata_of(path, "settings").get("settings", {}).get("rank_by", RANK_BY).split(",")
-
-
-def _named(path: Path) -> dict[str, str]:
-    """What the rewards of a file are called, by their columns."""
-    totals = metadata_of(path, "reward_totals").get("reward_totals", {})
-    return {schemas.reward_name(name): name for name in (*RANK_BY.split(","), *_rank_by(path), *totals)}
 
 
 def read_rows(path: Path, rows: np.ndarray) -> list[dict]:

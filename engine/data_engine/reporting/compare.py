@@ -21,7 +21,7 @@ from data_engine.reporting.agreement import disagreement
 from data_engine.reporting.answers import read_run_file
 from data_engine.reporting.charts import Series
 from data_engine.reporting.choice import Choice
-from data_engine.reporting.columns import PairNumbers, ranking_rewards
+from data_engine.reporting.columns import PairNumbers
 from data_engine.reporting.gallery import MOST_BYTES, PageData, Run, gallery_data
 from data_engine.reporting.render import called, render
 from data_engine.stages import compared
@@ -152,7 +152,7 @@ def _with_kept(funnel: Funnel) -> dict[str, int]:
 
 def margin_chart(name: str, numbers: PairNumbers) -> tuple[str, Markup]:
     """(title, chart) of the margins of the kept pairs."""
-    title = f"{name}: margin of {numbers.called(ranking_rewards(numbers.path)[0])}, number of kept pairs"
+    title = f"{name}: margin of {numbers.called(numbers.ranking[0])}, number of kept pairs"
     return title, charts.histogram([Series("kept", numbers.columns["margin"][numbers.kept], "kept")], title)
 
 
@@ -168,10 +168,8 @@ def _gallery(run: Run, names: Sequence[str], numbers: Sequence[PairNumbers], sha
     for name, own, rows in zip(names, numbers, shared.only, strict=True):
         ends, between = choice.spread(rows, own.columns["margin"], choice.NUM_PAIRS // 2, name)
         told = [choice.told_of(f"only in {name}", len(rows), ends, between)] if len(rows) else []
-        ranking = [reward for reward in ranking_rewards(own.path) if f"chosen_{reward}" in own.columns]
-        extra = {}
-        if len(ranking) > 1:
-            extra["disagreement"] = disagreement([own.difference(reward) for reward in ranking])
+        differences = list(own.ranking_differences().values())
+        extra = {"disagreement": disagreement(differences)} if len(differences) > 1 else {}
         chosen = Choice(np.concatenate([ends, between]).astype(np.int64), told)
         data = gallery_data(run, own, chosen, extra, MOST_BYTES / 2)
         for pair in data.pairs:

@@ -5,7 +5,6 @@ differ, where the time went, and a gallery of pairs with the log-prob difference
 """
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from data_engine.reporting import about, charts, choice, facts
 from data_engine.reporting.agreement import Agreement, agreements, disagreement
 from data_engine.reporting.answers import read_run_file
 from data_engine.reporting.charts import Series
-from data_engine.reporting.columns import SIDES, PairNumbers, ranking_rewards
+from data_engine.reporting.columns import SIDES, PairNumbers
 from data_engine.reporting.gallery import PageData, Run, gallery_data
 from data_engine.reporting.render import called, render
 from data_engine.reporting.timings import Summary
@@ -48,8 +47,7 @@ def report_text(
     """The page about a pairing."""
     run = Run(work_dir, read_run_file(work_dir, name), questions, max_megapixels, exif)
     numbers = PairNumbers.read(pairs_file(work_dir, name))
-    ranking = ranking_rewards(numbers.path)
-    data = _gallery(run, numbers, ranking)
+    data = _gallery(run, numbers)
     warning = data.warning(questions.image_root)
     if warning:
         log.warning("%s", warning)
@@ -60,17 +58,17 @@ def report_text(
         title=f"{called(work_dir)}: preference pairs" + ("" if name == OWN else f" {name}"),
         funnel=funnel,
         about=[
-            *about.result_rows(numbers, ranking, funnel, data.answers.finish_reasons),
+            *about.result_rows(numbers, funnel, data.answers.finish_reasons),
             *about.run_rows(numbers.path, run.run_file, funnel.questions),
             *about.pairing_rows(numbers.path, run.run_file, funnel),
         ],
         bars=facts.funnel_bars(funnel),
         reward_table=facts.reward_table(numbers.path),
-        charts=[*reward_charts(numbers), *margin_charts(numbers, ranking)],
+        charts=[*reward_charts(numbers), *margin_charts(numbers)],
         lengths=length_chart(numbers),
         length_table=facts.length_table(numbers),
-        agreements=[_agreement_row(one) for one in _agreements(numbers, ranking)],
-        ranking=ranking,
+        agreements=[_agreement_row(one) for one in _agreements(numbers)],
+        ranking=numbers.ranking,
         finish=facts.finish_table(data.answers.finish_reasons),
         sources_by=sources_by,
         sources=sources,
@@ -89,9 +87,9 @@ def report_text(
     )
 
 
-def _gallery(run: Run, numbers: PairNumbers, ranking: list[str]) -> PageData:
+def _gallery(run: Run, numbers: PairNumbers) -> PageData:
     chosen = choice.choose(numbers)
-    differences = [numbers.difference(name) for name in ranking if f"chosen_{name}" in numbers.columns]
+    differences = list(numbers.ranking_differences().values())
     extra = {"disagreement": disagreement(differences) if len(differences) > 1 else np.full(len(numbers), np.nan)}
     return gallery_data(run, numbers, chosen, extra)
 
@@ -111,12 +109,12 @@ def reward_charts(numbers: PairNumbers) -> list[tuple[str, Markup]]:
     return found
 
 
-def margin_charts(numbers: PairNumbers, ranking: Sequence[str]) -> list[tuple[str, Markup]]:
+def margin_charts(numbers: PairNumbers) -> list[tuple[str, Markup]]:
     """(title, chart) of the margins of kept and of dropped pairs, as shares of each; none without pairs."""
     margins, kept = numbers.columns["margin"], np.zeros(len(numbers), bool)
     kept[numbers.kept] = True
     series = [Series("dropped", margins[~kept], "dropped"), Series("kept", margins[kept], "kept")]
-    title = f"Margin of {numbers.called(ranking[0])}, % of kept and of dropped pairs"
+    title = f"Margin of {numbers.called(numbers.ranking[0])}, % of kept and of dropped pairs"
     drawn = charts.histogram(series, title, share=True)
     return [(title, drawn)] if drawn else []
 
@@ -128,9 +126,9 @@ def length_chart(numbers: PairNumbers) -> Markup:
     return charts.histogram(series, "Difference in words", share=True)
 
 
-def _agreements(numbers: PairNumbers, ranking: list[str]) -> list[Agreement]:
-    known = [name for name in ranking if f"chosen_{name}" in numbers.columns]
-    return agreements({numbers.called(name): numbers.difference(name) for name in known}) if len(numbers) else []
+def _agreements(numbers: PairNumbers) -> list[Agreement]:
+    differences = numbers.ranking_differences() if len(numbers) else {}
+    return agreements({numbers.called(name): values for name, values in differences.items()})
 
 
 def _agreement_row(one: Agreement) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from data_engine.preferences.counts import Funnel
-from data_engine.reporting.columns import SIDES, WORDS, PairNumbers, ranking_rewards
+from data_engine.reporting.columns import SIDES, WORDS, PairNumbers
 
 
 def picture(pairs: Path, funnel: Funnel) -> bytes | None:
@@ -12,7 +12,7 @@ def picture(pairs: Path, funnel: Funnel) -> bytes | None:
     The same pairs give the same bytes.
     """
     numbers = PairNumbers.read(pairs)
-    kept, column = numbers.kept, numbers.first_reward(ranking_rewards(pairs))
+    kept, column = numbers.kept, numbers.first_reward()
     if not len(kept) or column is None:
         return None
     # matplotlib takes seconds to import.
