@@ -7,14 +7,14 @@ import functools
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
 from data_engine.config_checks import CHECKS, WITHOUT_RANK
 from data_engine.errors import Collected, UserError, apart, nearest
 from data_engine.flag_files import read_text
-from data_engine.flags import FIELD_NAMES, Flags, require
+from data_engine.flags import DEFAULTS, FIELD_NAMES, Flags, require
 from data_engine.schemas import INPUT_COLUMNS, OPTIONAL_COLUMNS, REFERENCE_COLUMNS
 from data_engine.stages import (
     COMPARED,
@@ -52,13 +52,13 @@ class RunConfig(Flags):
         default is None then.
         """
         config = object.__new__(cls)
-        defaults = {field.name: None if field.default is MISSING else field.default for field in fields(cls)}
-        for name, default in defaults.items():
+        for name in FIELD_NAMES:
+            default = DEFAULTS.get(name)
             object.__setattr__(config, name, default if name in wrong else values.get(name, default))
         found = config.problems(wrong)
         blamed = {name for name, _ in found}
         for name in blamed:
-            object.__setattr__(config, name, defaults[name])
+            object.__setattr__(config, name, DEFAULTS.get(name))
         return Draft(config, [error for _, error in found], frozenset({*wrong, *blamed}))
 
     def problems(self, wrong: Iterable[str] = ()) -> list[tuple[str, UserError]]:

@@ -9,7 +9,7 @@ import math
 import re
 import types
 import typing
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Literal
 
 from data_engine.errors import UserError
@@ -275,4 +275,6 @@ CALLED_ELSEWHERE = {
     "precision": "dtype",
 }
 FIELD_NAMES = tuple(field.name for field in fields(Flags))
+# A flag that is not here is required.
+DEFAULTS = {field.name: field.default for field in fields(Flags) if field.default is not MISSING}
 TYPES = typing.get_type_hints(Flags)

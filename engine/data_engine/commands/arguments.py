@@ -15,7 +15,6 @@ import re
 import textwrap
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, fields
 from pathlib import Path
 
 import yaml
@@ -26,13 +25,10 @@ from data_engine.commands.work_dir import given_path
 from data_engine.config import Draft, RunConfig
 from data_engine.errors import Collected, UserError
 from data_engine.flag_files import each_path, from_home, nearest_path
-from data_engine.flags import FIELD_NAMES, GONE, PATHS, Flags
+from data_engine.flags import DEFAULTS, FIELD_NAMES, GONE, PATHS, TYPES, Flags
 from data_engine.stages import RunStages
 
-_FIELDS = {field.name: field for field in fields(RunConfig)}
-_TYPES = typing.get_type_hints(RunConfig)
-_REQUIRED = tuple(name for name, field in _FIELDS.items() if field.default is MISSING)
-_BOOLEANS = tuple(name for name, kind in _TYPES.items() if kind is bool)
+_BOOLEANS = tuple(name for name, kind in TYPES.items() if kind is bool)
 _FLAGS = (*FIELD_NAMES, "config", "help")
 # Those that commands read themselves; here they are known for hints alone.
 _OWN_FLAGS = {
@@ -102,7 +98,7 @@ def _is_yaml(word: str) -> bool:
 
 def _needed(values: Mapping[str, object]) -> list[str]:
     """Fields that must be given, in the order of the flags. What is no text, or no source, RunConfig refuses."""
-    needed, rewards = set(_REQUIRED), values.get("rewards")
+    needed, rewards = {*FIELD_NAMES} - DEFAULTS.keys(), values.get("rewards")
     if rewards is None or isinstance(rewards, str):
         with contextlib.suppress(UserError):
             needed |= set(RunStages.of(values).given)
@@ -130,14 +126,12 @@ def _read_flags(argv: list[str], command: str, problems: Collected, meant: set[s
     return vars(found)
 
 
+@functools.cache
 def help_texts() -> dict[str, str]:
     """The docstring under each field of Flags, which Python keeps in the source alone."""
     body = ast.parse(textwrap.dedent(inspect.getsource(Flags))).body[0].body
     pairs = itertools.pairwise(body)
     return {field.target.id: text.value.value for field, text in pairs if isinstance(field, ast.AnnAssign)}
-
-
-_help_texts = functools.cache(help_texts)
 
 
 def _known_flags(argv: Sequence[str], command: str, problems: Collected, meant: set[str]) -> list[str]:
@@ -185,17 +179,17 @@ def _parser(command: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--config", metavar="FILE", help="YAML with any of the flags below")
     group = parser
-    for name, field in _FIELDS.items():
+    for name in FIELD_NAMES:
         group = parser.add_argument_group(_GROUPS[name]) if name in _GROUPS else group
-        default = "auto" if name in _AUTO else field.default
-        shown = " (required)" if default is MISSING else "" if default is None else f" (default: {default})"
+        default = "auto" if name in _AUTO else DEFAULTS.get(name)
+        shown = " (required)" if name not in DEFAULTS else "" if default is None else f" (default: {default})"
         add_flag(group, name, "" if name in _BOOLEANS else shown)
     return parser
 
 
 def add_flag(parser: argparse._ActionsContainer, name: str, default: str = "") -> None:
     """Add the flag of a field of RunConfig, whose help ends with `default`; its values still want `normalised`."""
-    text = _help_texts()[name].replace("%", "%%") + default
+    text = help_texts()[name].replace("%", "%%") + default
     if name in _BOOLEANS:
         parser.add_argument(f"--{name}", action="store_true", help=text)
     else:
@@ -203,13 +197,13 @@ def add_flag(parser: argparse._ActionsContainer, name: str, default: str = "") -
 
 
 def _metavar(name: str) -> str:
-    if typing.get_origin(_TYPES[name]) is typing.Literal:
-        return f"{{{','.join(typing.get_args(_TYPES[name]))}}}"
+    if typing.get_origin(TYPES[name]) is typing.Literal:
+        return f"{{{','.join(typing.get_args(TYPES[name]))}}}"
     return "PATH" if name in PATHS else "TEXT" if _is_text(name) else "N"
 
 
 def _is_text(name: str) -> bool:
-    return _TYPES[name] in (str, str | None)
+    return TYPES[name] in (str, str | None)
 
 
 class _Loader(yaml.SafeLoader):
@@ -284,7 +278,7 @@ def _read_yaml(path: Path, problems: Collected, meant: set[str]) -> dict[str, ob
 
 def normalised(name: str, value: object) -> object:
     """A value as RunConfig takes it, where YAML or a shell reads or leaves it otherwise."""
-    if _TYPES[name] in (float, float | None) and isinstance(value, str):
+    if TYPES[name] in (float, float | None) and isinstance(value, str):
         # YAML 1.1 reads 1e-3, without a full stop, and -.5 as text.
         with contextlib.suppress(ValueError):
             return float(value)

@@ -6,7 +6,7 @@ The rounds are in rounds/; here are the flags, and what is checked before the fi
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from data_engine.commands.work_dir import take_option, told_of_disk
 from data_engine.config import RunConfig
 from data_engine.errors import Collected, UserError
 from data_engine.exit_codes import STOPPED
+from data_engine.flags import DEFAULTS
 from data_engine.models.checkpoints.places import resolve
 from data_engine.models.roles import naming_flag
 from data_engine.planning.own_folders import check_writable
@@ -144,9 +145,8 @@ def _number(text: str | None) -> int:
 
 
 def _check_whole(config: RunConfig) -> None:
-    defaults = {field.name: field.default for field in fields(RunConfig)}
     for name in _WHOLE:
-        if getattr(config, name) != defaults[name]:
+        if getattr(config, name) != DEFAULTS[name]:
             raise UserError(f"loop runs all stages of all questions in each round: leave {name} out")
 
 

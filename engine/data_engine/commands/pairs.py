@@ -14,6 +14,7 @@ from data_engine.commands.work_dir import config_of, given_path, read_paired, to
 from data_engine.config import RunConfig
 from data_engine.errors import UserError
 from data_engine.exit_codes import DONE, NOTHING_WRITTEN
+from data_engine.flags import DEFAULTS
 from data_engine.of_pairing import FLAGS, OWN, of_pairing, pairs_file
 from data_engine.processes import output
 from data_engine.stages import SAMPLING, SOURCES, RunStages
@@ -96,9 +97,8 @@ def _check_name(name: str | None) -> None:
 
 def _config(work_dir: Path, run_file: Mapping, of_run: Mapping, given: Mapping) -> RunConfig:
     """The configuration of the run with the flags of pairing: those that are given, else those of its own pairs."""
-    defaults = {field.name: field.default for field in dataclasses.fields(RunConfig)}
-    values = {name: of_run.get(name, defaults[name]) for name in FLAGS}
-    values |= {name: None if value == NONE and defaults[name] is None else value for name, value in given.items()}
+    values = {name: of_run.get(name, DEFAULTS[name]) for name in FLAGS}
+    values |= {name: None if value == NONE and DEFAULTS[name] is None else value for name, value in given.items()}
     # What belongs to the run's strategy does not go on under another one.
     if values["strategy"] != "right_wrong" and "right" not in given:
         values["right"] = None

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 from data_engine.commands import validate
@@ -21,6 +21,7 @@ from data_engine.commands.arguments import read
 from data_engine.commands.examples import shown
 from data_engine.config import RunConfig
 from data_engine.errors import Collected, UserError
+from data_engine.flags import DEFAULTS
 from data_engine.planning.checks import require_all
 from data_engine.planning.plan import empty_shards
 from data_engine.processes import output
@@ -183,9 +184,8 @@ def _seconds(time: str) -> int | None:
 
 
 def _check_can_submit(config: RunConfig) -> None:
-    defaults = {field.name: field.default for field in fields(RunConfig)}
     for name in _SET_HERE:
-        if getattr(config, name) != defaults[name]:
+        if getattr(config, name) != DEFAULTS[name]:
             raise UserError(f"submit runs all stages and sets {name} itself, for each job: leave {name} out")
     # None where it is missing, which is told beside this.
     if "\\" in os.path.abspath(config.work_dir or ""):

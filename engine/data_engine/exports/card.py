@@ -9,15 +9,15 @@ import json
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
 from data_engine import of_pairing, stages
-from data_engine.config import RunConfig
 from data_engine.config_checks import has_effect
 from data_engine.flag_files import each_path, told_of_hashes
+from data_engine.flags import DEFAULTS, FIELD_NAMES
 from data_engine.plural import plural
 from data_engine.preferences import strategies
 from data_engine.preferences.answers import REASONS
@@ -247,9 +247,8 @@ def command_line(run_file: Mapping, settings: Mapping) -> str:
     run.json has the flags of the first start. What was bound later, and the settings of the last pairing, win.
     """
     config = _of_stages(run_file)
-    defaults = {field.name: field.default for field in fields(RunConfig)}
     # The settings of a pairing tell what is not the default.
-    config |= {name: defaults[name] for name in of_pairing.FLAGS}
+    config |= {name: DEFAULTS[name] for name in of_pairing.FLAGS}
     newer = {name: value for name, value in run_file.get("bound", {}).items() if name not in _NOT_AS_GIVEN}
     config |= {name: value for name, value in (newer | dict(settings)).items() if name in config}
     strategy, sources = config["strategy"], stages.chosen(config.get("rewards") or stages.DEFAULT)
@@ -257,7 +256,7 @@ def command_line(run_file: Mapping, settings: Mapping) -> str:
     words = []
     for name, value in config.items():
         # What an earlier version's flag was called, this one may not know.
-        if name not in defaults or name in _OF_A_START or value is None or value == defaults.get(name, MISSING):
+        if name not in FIELD_NAMES or name in _OF_A_START or value is None or value == DEFAULTS.get(name):
             continue
         if value is True or value is False:
             words += [[f"--{name}"]] if value else []
