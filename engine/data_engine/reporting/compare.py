@@ -1,7 +1,6 @@
 """Two pairings of one run on one page: funnels and margins side by side, and the pairs that only one of them keeps."""
 
 import itertools
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +21,11 @@ from data_engine.reporting.answers import read_run_file
 from data_engine.reporting.charts import Series
 from data_engine.reporting.choice import Choice
 from data_engine.reporting.columns import PairNumbers
-from data_engine.reporting.gallery import MOST_BYTES, PageData, Run, gallery_data
-from data_engine.reporting.render import called, render
-from data_engine.stages import compared
+from data_engine.reporting.gallery import MOST_BYTES, PageData, Run, gallery_data, rendered
+from data_engine.reporting.render import called
 
 Pairing = tuple[str, Funnel]
 """its name and its funnel"""
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,12 +58,10 @@ def comparison_text(
     numbers = [PairNumbers.read(pairs_file(work_dir, name)) for name in names]
     shared = overlap(*numbers)
     data = _gallery(run, names, numbers, shared)
-    warning = data.warning(questions.image_root)
-    if warning:
-        log.warning("%s", warning)
-    return render(
+    return rendered(
         "compare.html.j2",
-        data.as_json(),
+        run,
+        data,
         title=f"{called(work_dir)}: pairings {names[0]} and {names[1]}",
         names=names,
         about=_about(run, pairings, numbers),
@@ -75,11 +69,6 @@ def comparison_text(
         margins=[margin_chart(name, one) for name, one in zip(names, numbers, strict=True)],
         lengths=[(name, facts.length_table(one)) for name, one in zip(names, numbers, strict=True)],
         overlap=[("kept pairs", ""), *_overlap_rows(names, numbers, shared)],
-        told=data.told,
-        before=compared(run.run_file)[0],
-        warning=warning,
-        no_heat=data.answers.no_heat,
-        disagrees=data.disagrees,
         statuses=[f"only {name}" for name, rows in zip(names, shared.only, strict=True) if len(rows)],
     )
 

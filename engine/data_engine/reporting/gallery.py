@@ -2,6 +2,7 @@
 
 import base64
 import functools
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,13 +19,15 @@ from data_engine.reporting.choice import Choice
 from data_engine.reporting.columns import SIDES, PairNumbers, read_rows
 from data_engine.reporting.facts import pairing_facts
 from data_engine.reporting.heat import Span
-from data_engine.reporting.render import escaped_json
+from data_engine.reporting.render import escaped_json, render
 from data_engine.reporting.thumbnails import QUALITIES, Gallery, Shown, read_gallery
 from data_engine.stages import SAMPLING, compared
 from data_engine.store.units import DamagedUnitError, read_unit_facts
 
 # Of the page; its texts and charts take the rest of 40 MB.
 MOST_BYTES = 36_000_000
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,17 @@ def gallery_data(
     for number, pair in enumerate(data.pairs):
         pair["number"] = number
     return data
+
+
+def rendered(template: str, run: Run, data: PageData, **values: object) -> str:
+    """A page with a gallery; what it lacks is logged, too."""
+    warning = data.warning(run.questions.image_root)
+    if warning:
+        log.warning("%s", warning)
+    return render(
+        template, data.as_json(), told=data.told, before=compared(run.run_file)[0], warning=warning,
+        no_heat=data.answers.no_heat, disagrees=data.disagrees, **values,
+    )  # fmt: skip
 
 
 def _digest_of(run: Run) -> Callable[[int], str | None]:

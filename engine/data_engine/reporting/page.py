@@ -4,7 +4,6 @@ It shows where questions, answers and pairs were left out, how rewards and lengt
 differ, where the time went, and a gallery of pairs with the log-prob difference of each token. See docs/report.md.
 """
 
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -20,15 +19,12 @@ from data_engine.reporting.agreement import Agreement, agreements, disagreement
 from data_engine.reporting.answers import read_run_file
 from data_engine.reporting.charts import Series
 from data_engine.reporting.columns import SIDES, PairNumbers
-from data_engine.reporting.gallery import PageData, Run, gallery_data
-from data_engine.reporting.render import called, render
+from data_engine.reporting.gallery import PageData, Run, gallery_data, rendered
+from data_engine.reporting.render import called
 from data_engine.reporting.timings import Summary
-from data_engine.stages import compared
 
 # What rewards of these columns are counted by.
 PER = {"sum": " of the answer", "avg": " a token"}
-
-log = logging.getLogger(__name__)
 
 
 def report_path(work_dir: Path, name: str = OWN) -> Path:
@@ -48,13 +44,11 @@ def report_text(
     run = Run(work_dir, read_run_file(work_dir, name), questions, max_megapixels, exif)
     numbers = PairNumbers.read(pairs_file(work_dir, name))
     data = _gallery(run, numbers)
-    warning = data.warning(questions.image_root)
-    if warning:
-        log.warning("%s", warning)
     sources_by, sources = facts.source_table(questions, numbers)
-    return render(
+    return rendered(
         "page.html.j2",
-        data.as_json(),
+        run,
+        data,
         title=f"{called(work_dir)}: preference pairs" + ("" if name == OWN else f" {name}"),
         funnel=funnel,
         about=[
@@ -78,11 +72,6 @@ def report_text(
         **_timeline(work_dir),
         settings=facts.settings_tables(numbers.path, run.run_file),
         adapters=adapters_told(run.run_file),
-        told=data.told,
-        before=compared(run.run_file)[0],
-        warning=warning,
-        no_heat=data.answers.no_heat,
-        disagrees=data.disagrees,
         statuses=facts.dropped_statuses(numbers),
     )
 
