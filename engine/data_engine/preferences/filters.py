@@ -10,9 +10,9 @@ from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-from data_engine.preferences.answers import Answers
+from data_engine.preferences.strategies import Pair
 from data_engine.seeds import seed_for
 
 KEPT = "kept"
@@ -20,40 +20,14 @@ MAX_PAIRS_PER_IDX = 3
 MAX_MEAN_DIFFERENCE = 0.5
 
 
-class HasLengths(Protocol):
-    """What a filter over the whole dataset sees of a pair: no texts, so that all pairs fit in memory."""
-
-    idx: int | str
-    chosen_index: int
-    rejected_index: int
-    chosen_words: int
-    rejected_words: int
-
-
 class PairLengths(NamedTuple):
-    """A HasLengths and nothing more."""
+    """What a filter over the whole dataset sees of a Pair: no texts, so that all pairs fit in memory."""
 
     idx: int | str
     chosen_index: int
     rejected_index: int
     chosen_words: int
     rejected_words: int
-
-
-class HasTexts(HasLengths, Protocol):
-    """What a filter over one question sees of a pair, such as strategies.Pair."""
-
-    chosen: str
-    rejected: str
-    margin: float
-
-
-class HasRewards(Protocol):
-    """What a filter over one question sees of a pair's rewards: two places among the answers of the question."""
-
-    answers: Answers
-    good: int
-    bad: int
 
 
 @dataclass(frozen=True)
@@ -72,7 +46,7 @@ class FilterRule:
     """words by which chosen answers may be longer on average"""
 
 
-def identical(pairs: Sequence[HasTexts], seed: int) -> list[bool]:
+def identical(pairs: Sequence[Pair], seed: int) -> list[bool]:
     """Drop a pair whose two sides are the same text, and every copy of a pair but the first."""
     seen, kept = set(), []
     for pair in pairs:
@@ -82,7 +56,7 @@ def identical(pairs: Sequence[HasTexts], seed: int) -> list[bool]:
     return kept
 
 
-def per_idx(pairs: Sequence[HasTexts], seed: int, max_pairs: int = MAX_PAIRS_PER_IDX) -> list[bool]:
+def per_idx(pairs: Sequence[Pair], seed: int, max_pairs: int = MAX_PAIRS_PER_IDX) -> list[bool]:
     """Keep at most so many pairs of each question, drawn by the seed and the idx."""
     positions = defaultdict(list)
     for position, pair in enumerate(pairs):
@@ -100,7 +74,7 @@ def per_idx(pairs: Sequence[HasTexts], seed: int, max_pairs: int = MAX_PAIRS_PER
     return kept
 
 
-def equal(pairs: Sequence[HasRewards], seed: int, rank_by: Sequence[str]) -> list[bool]:
+def equal(pairs: Sequence[Pair], seed: int, rank_by: Sequence[str]) -> list[bool]:
     """Drop the pairs whose answers are equal by each of these rewards: sample_index alone told which one is chosen."""
     return [
         any(rewards[pair.good] != rewards[pair.bad] for rewards in map(pair.answers.rewards.__getitem__, rank_by))
@@ -108,18 +82,18 @@ def equal(pairs: Sequence[HasRewards], seed: int, rank_by: Sequence[str]) -> lis
     ]
 
 
-def min_margin(pairs: Sequence[HasTexts], seed: int, least: float) -> list[bool]:
+def min_margin(pairs: Sequence[Pair], seed: int, least: float) -> list[bool]:
     """Drop the pairs whose margin is less than --min_margin."""
     return [pair.margin >= least for pair in pairs]
 
 
-def max_margin(pairs: Sequence[HasTexts], seed: int, most: float) -> list[bool]:
+def max_margin(pairs: Sequence[Pair], seed: int, most: float) -> list[bool]:
     """Drop the pairs whose margin is more than --max_margin."""
     return [pair.margin <= most for pair in pairs]
 
 
 def length_balance(
-    pairs: Sequence[HasLengths], seed: int, max_mean_difference: float = MAX_MEAN_DIFFERENCE
+    pairs: Sequence[PairLengths], seed: int, max_mean_difference: float = MAX_MEAN_DIFFERENCE
 ) -> list[bool]:
     """Drop the pairs with the largest difference in length, until the mean difference is at most so many words.
 
@@ -151,8 +125,8 @@ def length_balance(
 
 Filter = Callable[[Sequence, int], list[bool]]
 
-# In the order in which they run. A filter of the first table is called for each question and sees texts; one of the
-# second is called once, for all pairs that are left, as HasLengths.
+# In the order in which they run. A filter of the first table is called for each question and sees its pairs; one of the
+# second is called once, for all pairs that are left, as PairLengths.
 QUESTION_FILTERS: dict[str, Filter] = {"identical": identical, "per_idx": per_idx}
 DATASET_FILTERS: dict[str, Filter] = {"length_balance": length_balance}
 FILTERS: dict[str, Filter] = {**QUESTION_FILTERS, **DATASET_FILTERS}
