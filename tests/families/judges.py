@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from data_engine.pipeline.judge import Judged
+from data_engine.pipeline.judge import JudgeScores
 from data_engine.pipeline.passes import Computed, compute_unit
 
 # Pieces in the place of bytes that no text here has, and how they are put together.
@@ -55,7 +55,7 @@ def with_tensors(folder: Path, to: Path, more: dict[str, torch.Tensor], without:
 
 def judged(model, readings, question, sampled, check: bool = False) -> Computed:
     """What a judge makes of the answers to a question, by each of its readings."""
-    return compute_unit(Judged(model, readings, 64), [question], sampled, 0, check)
+    return compute_unit(JudgeScores(model, readings, 64), [question], sampled, 0, check)
 
 
 def scores(model, reading, question, sampled, check: bool = False) -> list[float]:

@@ -13,7 +13,7 @@ from reference import Stock
 
 from data_engine import load_model, schemas
 from data_engine.errors import BadRow
-from data_engine.pipeline.judge import Judged, Scalar, YesNo
+from data_engine.pipeline.judge import JudgeScores, Scalar, YesNo
 from data_engine.questions.conversation import Conversation, Message
 from data_engine.questions.dataset import Question
 from data_engine.rewards.yesno import YesNoTemplate
@@ -154,7 +154,7 @@ def test_a_judge_on_the_plain_path_says_the_same(judge_of, name):
 def test_the_beginning_is_run_once_for_all_answers(judge_of):
     model, calls = product.load(judge_of("qwen2_5_vl")), []
     reading = YesNo(model, TEMPLATE)
-    assert not Judged(model, {"score": reading}, 64).whole
+    assert not JudgeScores(model, {"score": reading}, 64).whole
     with model.vision.register_forward_pre_hook(lambda *_: calls.append(1)):
         judges.judged(model, {"score": reading}, question("wide"), sampled(ANSWERS))
     assert len(calls) == 1

@@ -76,7 +76,7 @@ def test_each_aspect_has_the_numbers_of_a_run_that_asks_about_it_alone(start, pa
 def test_a_picture_is_run_once_for_all_aspects_where_prompts_share_it(start, paths, monkeypatch, whole):
     """Without a shared beginning, once for each answer and aspect."""
     if whole:
-        monkeypatch.setattr(judging.Judged, "whole", True)
+        monkeypatch.setattr(judging.JudgeScores, "whole", True)
     load, calls = model_holder.load_model, []
 
     def counting(name, path, **more):
@@ -87,14 +87,14 @@ def test_a_picture_is_run_once_for_all_aspects_where_prompts_share_it(start, pat
         return model
 
     monkeypatch.setattr(model_holder, "load_model", counting)
-    monkeypatch.setattr(judging.Judged, "check", lambda judged, work, found: None)
+    monkeypatch.setattr(judging.JudgeScores, "check", lambda judged, work, found: None)
     assert start(listed(paths), sample_k=3, stop_after_stage=1) == 0
     assert sum(calls) == (2 * 3 * 3 if whole else 2)
 
 
 def test_whole_prompts_have_the_numbers_of_shared_ones(start, paths, tmp_path, monkeypatch):
     assert start(listed(paths), "shared") == 0
-    monkeypatch.setattr(judging.Judged, "whole", True)
+    monkeypatch.setattr(judging.JudgeScores, "whole", True)
     assert start(listed(paths), "whole") == 0
     shared, whole = (read(tmp_path / name / "yesno") for name in ("shared", "whole"))
     assert len(shared) == len(whole) > 4

@@ -9,7 +9,7 @@ import torch
 
 from data_engine.errors import NO_ROOM, OUT_OF_MEMORY, BadRow, UserError
 from data_engine.pipeline import judge, score
-from data_engine.pipeline.judge import Judged
+from data_engine.pipeline.judge import JudgeScores
 from data_engine.pipeline.passes import AnswerRunner, compute_unit
 from data_engine.pipeline.runner import UnitWork
 from data_engine.pipeline.works import Behind, Whole
@@ -40,7 +40,7 @@ def test_a_judge_has_room_for_the_prompt_and_the_answer_behind_it(positions, fit
         why_plain=None, reads_ahead=False, max_positions=positions,
         shared_prompt=lambda asked, pictures, most: (PROMPT, [[7] * 5 for _ in asked]),
     )  # fmt: skip
-    judged = Judged(model, {"score": SimpleNamespace(conversation=lambda asked, answer: answer)}, 64)
+    judged = JudgeScores(model, {"score": SimpleNamespace(conversation=lambda asked, answer: answer)}, 64)
     if fits:
         assert judged.prepare(QUESTION, [ROW]).scored.answers == [[7] * 5]
     else:
@@ -56,7 +56,7 @@ def test_a_judge_leaves_out_what_is_too_long_alone(whole):
         shared_prompt=lambda asked, pictures, most: (PROMPT, [[7] * len(text) for text in asked]),
         prompts=lambda asked, pictures, crop, most: [SimpleNamespace(length=len(text)) for text in asked],
     )  # fmt: skip
-    judged = Judged(model, {"score": SimpleNamespace(conversation=lambda asked, answer: answer)}, 64)
+    judged = JudgeScores(model, {"score": SimpleNamespace(conversation=lambda asked, answer: answer)}, 64)
     rows = [ROW | {"answer": "x" * length} for length in (5, 16, 15, 16)]
     work = judged.prepare(QUESTION, rows)
     kept = [one.length for one in work.prompts] if whole else list(map(len, work.scored.answers))
@@ -74,7 +74,9 @@ def test_an_answer_of_which_one_aspect_is_too_long_is_left_out_and_halves_keep_a
         shared_prompt=lambda asked, pictures, most: (PROMPT, [[7] * len(text) for text in asked]),
     )  # fmt: skip
     readings = {f"score_{n}": SimpleNamespace(conversation=lambda asked, answer, n=n: answer * n) for n in (1, 2, 3)}
-    work = Judged(model, readings, 64).prepare(QUESTION, [ROW | {"answer": "x" * length} for length in (5, 6, 4, 2)])
+    work = JudgeScores(model, readings, 64).prepare(
+        QUESTION, [ROW | {"answer": "x" * length} for length in (5, 6, 4, 2)]
+    )
     assert [list(map(len, one.scored.answers)) for one in (work, *work.halves())] == [
         [5, 10, 15, 4, 8, 12, 2, 4, 6], [5, 10, 15], [4, 8, 12, 2, 4, 6]
     ]  # fmt: skip
@@ -206,7 +208,7 @@ def test_units_are_checked_against_the_plain_path_until_one_has_numbers(monkeypa
             raise BadRow("no picture")
         return None if question.idx == "null" else Behind(Scored(SimpleNamespace(idx=question.idx), [[5]]), 11)
 
-    for kind in (score.LogProbs, Judged):
+    for kind in (score.LogProbs, JudgeScores):
         monkeypatch.setattr(kind, "prepare", prepare)
         monkeypatch.setattr(kind, "compute", lambda scorer, works: [[torch.ones(1)] for _ in works])
         monkeypatch.setattr(kind, "check", lambda scorer, work, found: checked.append(work.scored.prompt.idx))

@@ -139,7 +139,7 @@ def test_whole_prompts_of_a_judge_go_together_too(instruct, golden_images, monke
         def of_hidden(self, hidden_ND):
             return hidden_ND.sum(-1)
 
-    class WholeJudged(judge.Judged):
+    class WholeJudged(judge.JudgeScores):
         whole = True
 
     prompts = [one.prompt for one in questions(instruct, golden_images[:3])]

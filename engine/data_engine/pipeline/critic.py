@@ -40,7 +40,7 @@ NOT_WRITTEN = {
 AHEAD = 3
 About = tuple[str, Conversation, Prompt | str]
 """an answer, what the judge is asked about it, and the prompt of that, or why there is none"""
-Judged = tuple[int | str, str]
+AnswerKey = tuple[int | str, str]
 """idx and text of an answer"""
 
 Written = tuple[Completion, ReadAnswer]
@@ -80,7 +80,7 @@ class Critic:
         """
         sampled = work.inputs[stages.SAMPLING.name].table
         answers = by_question(sampled, KEY_AND_TEXT)
-        problems: dict[Judged, str] = {}
+        problems: dict[AnswerKey, str] = {}
         left_out: tuple[list[Row], list[Row]] = ([], [])
         written = self._written(work, answers, problems, left_out)
         gone = {idx for rows in left_out for idx, _ in rows}
@@ -91,10 +91,10 @@ class Critic:
         return UnitResult(table, *left_out, retries=self._backend.halvings)
 
     def _written(
-        self, work: UnitWork, answers: dict, problems: dict[Judged, str], left_out: tuple[list[Row], list[Row]]
-    ) -> dict[Judged, Written]:
+        self, work: UnitWork, answers: dict, problems: dict[AnswerKey, str], left_out: tuple[list[Row], list[Row]]
+    ) -> dict[AnswerKey, Written]:
         """What the judge writes about each answer; problems and questions that are left out are noted."""
-        asked: list[tuple[Judged, Conversation]] = []
+        asked: list[tuple[AnswerKey, Conversation]] = []
         finished: list[bool] = []
 
         def requests() -> Iterator[PromptRequest]:
@@ -163,7 +163,7 @@ class Critic:
             f"room for {model.max_positions}"
         )
 
-    def _row(self, row: dict, written: dict[Judged, Written], problems: dict[Judged, str]) -> dict:
+    def _row(self, row: dict, written: dict[AnswerKey, Written], problems: dict[AnswerKey, str]) -> dict:
         judged = (row["idx"], row["answer"])
         found = {"idx": row["idx"], "sample_index": row["sample_index"]}
         if judged in problems:

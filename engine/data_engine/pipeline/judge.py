@@ -4,6 +4,7 @@ The k answers of a question share the beginning of their prompts, picture includ
 both directions, and one on the plain path, gets a whole prompt for each answer.
 """
 
+import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -146,7 +147,7 @@ def _fitting(
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgeScores:
     """Scores of answers; the protocol is works.Scorer."""
 
     model: VisionLanguageModel
@@ -223,24 +224,17 @@ def scalar_runner(context: StageContext) -> AnswerRunner:
 
 
 def _runner(context: StageContext, readings: Mapping[str, Reading]) -> AnswerRunner:
-    judged = Judged(context.model, readings, context.config.max_megapixels, context.decode)
+    scorer = JudgeScores(context.model, readings, context.config.max_megapixels, context.decode)
     # Here: prompts are made in another thread, which must not run the model.
-    log.info("answers share the beginning of their prompts: %s", "no" if judged.whole else "yes")
-
-    def result(work: UnitWork, found: Computed) -> UnitResult:
-        return _result(judged, found, work.inputs[stages.SAMPLING.name].table)
-
-    return AnswerRunner(judged, context.budgets["score_tokens"], result, split=context.split)
+    log.info("answers share the beginning of their prompts: %s", "no" if scorer.whole else "yes")
+    result = functools.partial(_unit, columns=list(readings))
+    return AnswerRunner(scorer, context.budgets["score_tokens"], result, split=context.split)
 
 
-def _result(judged: Judged, found: Computed, sampled: pa.Table) -> UnitResult:
+def _unit(work: UnitWork, found: Computed, columns: Sequence[str]) -> UnitResult:
     rows = [
-        {
-            "idx": row["idx"],
-            "sample_index": row["sample_index"],
-            **dict(zip(judged.readings, scores.tolist(), strict=True)),
-        }
+        {"idx": row["idx"], "sample_index": row["sample_index"], **dict(zip(columns, scores.tolist(), strict=True))}
         for row, scores in found.scored
     ]
-    table = pa.Table.from_pylist(rows, schemas.scores(sampled.schema.field("idx").type, judged.readings))
-    return found.result(table)
+    idx_type = work.inputs[stages.SAMPLING.name].table.schema.field("idx").type
+    return found.result(pa.Table.from_pylist(rows, schemas.scores(idx_type, columns)))
