@@ -67,12 +67,12 @@ class FinishedRun:
         """The file of pairs."""
         return pairs_file(self.work_dir, self.name)
 
-    @property
+    @functools.cached_property
     def stages(self) -> RunStages:
         """Of the run."""
         return RunStages.of(self.run_file["config"])
 
-    @property
+    @functools.cached_property
     def metadata(self) -> dict[str, dict]:
         """What the file of pairs says of its pairing: see read_metadata."""
         return read_metadata(self.work_dir, self.name)
@@ -89,7 +89,7 @@ class FinishedRun:
             _Answers(self), self._table, trained, self.stored.rewards, settings.names,
         )  # fmt: skip
 
-    @property
+    @functools.cached_property
     def settings(self) -> Settings:
         """Of the pairing."""
         return Settings.from_json(self.metadata["settings"])
@@ -99,7 +99,7 @@ class FinishedRun:
         """What each word of an answer took off its rewards in the rankings; the one that was found, for auto."""
         return float(self.metadata.get("length_alpha", self.settings.length_alpha or 0.0))
 
-    @property
+    @functools.cached_property
     def stored(self) -> Stored:
         """The answers of the run."""
         ranges, idx = self._unit_ranges, self.questions.idx
@@ -110,7 +110,7 @@ class FinishedRun:
             lambda unit: idx[ranges[unit].start : ranges[unit].stop],
         )  # fmt: skip
 
-    @property
+    @functools.cached_property
     def _unit_ranges(self) -> list[range]:
         return split_units(len(self.questions), self.run_file["units"]["unit_size"])
 
