@@ -186,13 +186,12 @@ class Questions:
 
     def file_sizes(self) -> list[tuple[str, int]]:
         """(name, rows) of each file of the dataset, in order; [] for a source that does not tell."""
-        sizes = getattr(self._source, "file_sizes", None)
-        return sizes() if sizes else []
+        return self._source.file_sizes()
 
     @property
     def warnings(self) -> Sequence[str]:
         """What a person should know of its files."""
-        return getattr(self._source, "warnings", ())
+        return self._source.warnings
 
     def in_dataset(self, name: str) -> str:
         """What the dataset calls a column."""
@@ -257,7 +256,7 @@ def load_questions(
         if not Path(image_root).is_dir():
             raise UserError(f'image_root "{image_root}" is not a folder{nearest_path(image_root)}')
     source = open_source(path, split, revision, ColumnNames(columns or {}, further), question)
-    root = Path(image_root) if image_root is not None else getattr(source, "image_root", None)
+    root = Path(image_root) if image_root is not None else source.image_root
     return Questions(source, f'dataset "{path}"', root, limit, system)
 
 

@@ -35,12 +35,13 @@ class Added:
     def __init__(self, source: Source, added: dict[str, pa.DataType], question: str | None):
         self._source, self._added, self._question = source, added, question
         self.names, self.columns = source.names, source.columns | added
-        for name in ("image_root", "file_sizes", "warnings"):
-            if hasattr(source, name):
-                setattr(self, name, getattr(source, name))
+        self.image_root, self.warnings = source.image_root, source.warnings
 
     def __len__(self) -> int:
         return len(self._source)
+
+    def file_sizes(self) -> list[tuple[str, int]]:
+        return self._source.file_sizes()
 
     def ids(self, limit: int | None) -> pa.ChunkedArray:
         if "idx" not in self._added:

@@ -22,9 +22,16 @@ class Source(Protocol):
     columns: dict[str, pa.DataType]
     names: ColumnNames
     """what the dataset calls them"""
+    image_root: Path | None
+    """the folder of its pictures, where it is one of them"""
+    warnings: Sequence[str]
+    """what a person should know of its files"""
 
     def __len__(self) -> int:
         """Its rows."""
+
+    def file_sizes(self) -> list[tuple[str, int]]:
+        """(name, rows) of each file, in order; [] where rows are not told apart by files."""
 
     def ids(self, limit: int | None) -> pa.ChunkedArray:
         """The idx column, up to `limit` rows."""

@@ -26,6 +26,8 @@ _NO_CONFIG = "Config name is missing"
 class DatasetsSource:
     """A `datasets.Dataset`, memory-mapped; its Arrow format never opens a file that an image column names."""
 
+    image_root, warnings = None, ()
+
     def __init__(self, dataset, name: str = "dataset", names: ColumnNames = SAME_NAMES):
         self._name, self.names = name, names
         self.columns = columns_of(dataset.features.arrow_schema, name, names)
@@ -33,6 +35,9 @@ class DatasetsSource:
 
     def __len__(self) -> int:
         return len(self._dataset)
+
+    def file_sizes(self) -> list[tuple[str, int]]:
+        return []
 
     def ids(self, limit: int | None) -> pa.ChunkedArray:
         if len(self._dataset) == 0:

@@ -26,6 +26,8 @@ MAX_ROW_BYTES = 3 * MAX_FILE_BYTES + _BUFFER_BYTES
 class ParquetSource:
     """Parquet files, one behind the other; those of their columns that are spelled differently have one type."""
 
+    image_root, warnings = None, ()
+
     def __init__(self, files: list[Path], names: ColumnNames = SAME_NAMES):
         self._files, self.names = files, names
         self.columns: dict[str, pa.DataType] = {}
@@ -61,7 +63,6 @@ class ParquetSource:
         return pa.chunked_array(chunks, self.columns["idx"])[:limit]
 
     def file_sizes(self) -> list[tuple[str, int]]:
-        """(name, rows) of each file, in order."""
         sizes: dict[Path, int] = {}
         for file, _, start, stop in self._groups:
             sizes[file] = sizes.get(file, 0) + stop - start

@@ -44,6 +44,9 @@ class PicturesSource:
     def __len__(self) -> int:
         return len(self._paths)
 
+    def file_sizes(self) -> list[tuple[str, int]]:
+        return []
+
     def ids(self, limit: int | None) -> pa.ChunkedArray:
         return pa.chunked_array([pa.array(self._paths[:limit], pa.string())])
 

@@ -45,6 +45,8 @@ class TextSource:
     columns hold JSON, in which these are escaped.
     """
 
+    image_root, warnings = None, ()
+
     def __init__(self, paths: Sequence[Path], names: ColumnNames = SAME_NAMES):
         self.names = names
         self._parts: list[_Part] = []
@@ -89,7 +91,6 @@ class TextSource:
         return pa.chunked_array([self._ids])[:limit]
 
     def file_sizes(self) -> list[tuple[str, int]]:
-        """(name, rows) of each file, in order."""
         return [(part.file.path.name, part.num_rows) for part in self._parts if part.num_rows]
 
     def batches(self, rows: range, columns: list[str]) -> Iterator[pa.RecordBatch]:
