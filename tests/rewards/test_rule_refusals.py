@@ -17,7 +17,7 @@ from data_engine.pipeline.rule import Ruled
 from data_engine.rewards import rule as rewards_rule
 from data_engine.rules import BUILT_IN
 from data_engine.rules.chosen import Rule
-from data_engine.rules.process import Judged
+from data_engine.rules.client import Judged
 from data_engine.rules.worker import Limits
 
 

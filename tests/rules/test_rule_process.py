@@ -13,10 +13,10 @@ import pytest
 
 from data_engine.errors import UserError
 from data_engine.processes.job_signals import JOB_SIGNALS
-from data_engine.rules import process as rules_process
+from data_engine.rules import client
 from data_engine.rules import worker as rules_worker
 from data_engine.rules.chosen import Rule
-from data_engine.rules.process import COMMAND, Judged, RuleProcess
+from data_engine.rules.client import COMMAND, Judged, RuleProcess
 from data_engine.rules.worker import Limits, SetUp
 
 LITTLE = Limits(memory_bytes=120 << 20)
@@ -129,7 +129,7 @@ def test_a_rule_that_sleeps_is_ended_by_the_clock_even_without_its_alarm(judged)
 
 
 def test_a_rule_that_switches_its_alarm_off_is_ended_by_the_rank(judged, monkeypatch):
-    monkeypatch.setattr("data_engine.rules.process.SPARE_S", 0.2)
+    monkeypatch.setattr("data_engine.rules.client.SPARE_S", 0.2)
     body = "import signal, time\nsignal.setitimer(signal.ITIMER_REAL, 0)\ntime.sleep(100)"
     assert judged(body, Limits(clock_s=0.3)).problem == "the rule took more than 0.3 s, 2 times"
 
@@ -242,7 +242,7 @@ def test_files_that_a_rule_reads_while_it_is_imported_are_told_but_not_those_of_
 
 @pytest.mark.parametrize("number", sorted(JOB_SIGNALS))
 def test_a_signal_that_comes_while_a_worker_starts_does_not_end_it(number):
-    worker = rules_process._Worker(COMMAND)
+    worker = client._Worker(COMMAND)
     os.kill(worker.process.pid, number)
     try:
         source = "def score(row, answers):\n    return [1.0 for _ in answers]"
@@ -281,7 +281,7 @@ def test_processes_that_a_rule_starts_end_with_its_own(tmp_path):
 )
 def test_a_file_that_cannot_be_imported_is_refused(source, told, tmp_path, monkeypatch):
     # A file in the current folder is not bound, and not found.
-    monkeypatch.setattr("data_engine.rules.process.SPARE_S", 60)
+    monkeypatch.setattr("data_engine.rules.client.SPARE_S", 60)
     (tmp_path / "helper_beside.py").write_text("")
     monkeypatch.chdir(tmp_path)
     running = RuleProcess(Rule("mine.py:f", function="f", source=source), HASTY if "0.4 s" in told else LITTLE)
@@ -297,7 +297,7 @@ def test_a_rule_sees_nothing_of_the_launcher(judged, monkeypatch):
 
 
 def test_one_that_cannot_be_started_leaves_no_socket_open(monkeypatch):
-    monkeypatch.setattr(rules_process, "COMMAND", ["/no/such/python"])
+    monkeypatch.setattr(client, "COMMAND", ["/no/such/python"])
     # The first process that is started has a file of this one's.
     resource_tracker.ensure_running()
     before = os.listdir("/proc/self/fd")

@@ -17,7 +17,7 @@ from data_engine.pipeline.answers import KEY_AND_TEXT, by_question
 from data_engine.pipeline.runner import StageContext, UnitByUnit, UnitWork
 from data_engine.rewards import rule as rewards_rule
 from data_engine.rules.chosen import Rule
-from data_engine.rules.process import Judged, RuleProcess
+from data_engine.rules.client import Judged, RuleProcess
 from data_engine.store import units
 from data_engine.store.units import UnitResult
 

@@ -10,7 +10,7 @@ from data_engine.rewards import RewardSettings, StageColumns
 from data_engine.rewards.aspects import rewards_of
 from data_engine.rules import BUILT_IN
 from data_engine.rules.chosen import Rule, read_rule
-from data_engine.rules.process import RuleProcess
+from data_engine.rules.client import RuleProcess
 from data_engine.rules.worker import Limits
 from data_engine.schemas import REFERENCE_COLUMNS, score_name
 from data_engine.stages import SourceFlags

@@ -1,8 +1,8 @@
 """The process in which a rule runs: it may crash, hang, print, exit or exhaust memory, and takes no rank with it.
 
-A request is pickled by the rank, a response is JSON: nothing that comes from here is unpickled. Both come behind their
-length. Past a time limit the kernel ends the process by a signal, even inside a call of C code; and when the rank dies,
-in whatever way.
+client.py is the rank's end. The rank pickles a request, and this process answers in JSON, so that the rank unpickles
+nothing that a rule has made. Each message follows its length. The kernel ends this process by a signal where a time
+limit is exceeded, even inside a call of C code, and where the rank dies, however it dies.
 """
 
 import contextlib

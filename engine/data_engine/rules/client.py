@@ -1,4 +1,4 @@
-"""A rule at work in a process of its own: questions in, scores or reasons out. A worker that dies is replaced."""
+"""The rank's end of a rule: it starts the process of worker.py, sends it questions, and replaces one that dies."""
 
 import contextlib
 import errno
