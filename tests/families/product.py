@@ -49,7 +49,7 @@ def ragged(model, asked: list[Asked], lengths: list[list[int]], rows: int) -> li
     """
     from dataclasses import replace
 
-    from data_engine.pipeline.asked import asked as conversation_of
+    from data_engine.pipeline.public_arguments import asked as conversation_of
     from data_engine.pipeline.sample import SampleSettings, request_for
     from data_engine.sampling.backend import BackendSettings, make_backend
     from data_engine.sampling.draw import SamplingParams

@@ -10,7 +10,7 @@ from families import FAMILIES, named
 from test_family_judges import png
 
 from data_engine import schemas
-from data_engine.pipeline.asked import asked as conversation_of
+from data_engine.pipeline.public_arguments import asked as conversation_of
 from data_engine.pipeline.score import ScoreSettings, score_unit
 from data_engine.questions.dataset import Question
 

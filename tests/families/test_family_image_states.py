@@ -5,7 +5,7 @@ from asked import ASKED
 
 from data_engine.models.auto.sizes import cache_sizes
 from data_engine.models.layers.prefix import run_prefix
-from data_engine.pipeline.asked import asked as conversation_of
+from data_engine.pipeline.public_arguments import asked as conversation_of
 from data_engine.pipeline.sample import SampleSettings, request_for
 from data_engine.questions.conversation import Conversation
 from data_engine.sampling.draw import SamplingParams

@@ -11,7 +11,7 @@ from families import FAMILIES
 
 from data_engine.errors import NO_ROOM, UserError
 from data_engine.models.auto.own_decoding import OwnDecoding, whole_rows
-from data_engine.pipeline.asked import asked as conversation_of
+from data_engine.pipeline.public_arguments import asked as conversation_of
 from data_engine.pipeline.sample import SampleSettings, request_for
 from data_engine.sampling.backend import BackendSettings, make_backend
 from data_engine.sampling.draw import SamplingParams

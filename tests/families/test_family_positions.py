@@ -12,7 +12,7 @@ from families import FAMILIES, MROPE, named
 from torch import Tensor, nn
 
 from data_engine.models.layers.prefix import run_prefix
-from data_engine.pipeline.asked import asked as conversation_of
+from data_engine.pipeline.public_arguments import asked as conversation_of
 
 NAMES = [name for name, family in FAMILIES.items() if MROPE in family.kind and family.fast]
 

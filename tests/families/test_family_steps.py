@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from data_engine.models import load_model
 from data_engine.models.layers.fused import fuse_operations
-from data_engine.pipeline.asked import asked as conversation_of
+from data_engine.pipeline.public_arguments import asked as conversation_of
 from data_engine.pipeline.sample import SampleSettings, request_for
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native import paged_attention

@@ -15,7 +15,7 @@ from PIL import Image
 from question_files import write_jsonl
 
 from data_engine.errors import UserError
-from data_engine.pipeline import asked as public
+from data_engine.pipeline import public_arguments as public
 from data_engine.questions.conversation import Conversation
 from data_engine.questions.dataset import Question, Questions
 from data_engine.questions.images import BadImage

@@ -14,7 +14,7 @@ from data_engine.errors import BadRow, UserError
 from data_engine.flags import require
 from data_engine.models.base import VisionLanguageModel
 from data_engine.models.prompt_maker import PromptMaker
-from data_engine.pipeline.asked import Images, asked, require_model
+from data_engine.pipeline.public_arguments import Images, asked, require_model
 from data_engine.pipeline.runner import StageContext, UnitWork
 from data_engine.questions import images
 from data_engine.questions.conversation import Conversation

@@ -15,8 +15,8 @@ from data_engine.config_checks import check_values
 from data_engine.errors import BadRow, UserError
 from data_engine.flags import require
 from data_engine.models.base import Prompt, VisionLanguageModel
-from data_engine.pipeline.asked import Images, asked, require_model, require_unicode
 from data_engine.pipeline.passes import AnswerRunner, Computed, compute_unit
+from data_engine.pipeline.public_arguments import Images, asked, require_model, require_unicode
 from data_engine.pipeline.runner import StageContext, UnitWork
 from data_engine.pipeline.works import Behind, lacks_room, require_room
 from data_engine.questions import images

@@ -17,7 +17,7 @@ from PIL import Image
 from data_engine.config import RunConfig
 from data_engine.errors import BadRow, UserError
 from data_engine.flag_files import look_up, nearest_path
-from data_engine.questions.asked import Asked
+from data_engine.questions.batch import Asked
 from data_engine.questions.column_checks import check_columns, checked_ids, has_images, listed_ids
 from data_engine.questions.conversation import Conversation
 from data_engine.questions.images import BadImage, Decode, MissingImage, decode, which_image
