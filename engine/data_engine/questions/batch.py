@@ -1,4 +1,4 @@
-"""What a batch of rows asks, from the cells of its columns: of each row a conversation, and the images in it."""
+"""The questions of a batch of rows, from the cells of its columns: of each a conversation, and its images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from data_engine.questions.sources.column_types import as_bytes, is_list, value_
 
 
 @dataclass(frozen=True)
-class Given:
+class Unnumbered:
     """A conversation as its row brought it: with the row's own system text, and its images not numbered."""
 
     conversation: Conversation
@@ -37,8 +37,8 @@ class Given:
         return self.is_question and num_images < 2
 
 
-class Asked:
-    """The rows of a batch; of what is wrong with one of them, BadImage says why it is left out."""
+class QuestionBatch:
+    """The questions of a batch. Where a row cannot be used, reading it raises BadImage, with the reason."""
 
     def __init__(self, batch: pa.RecordBatch, columns: Sequence[str]):
         self._columns = columns
@@ -49,8 +49,8 @@ class Asked:
         self._image = ImageCells(batch.column("image")) if "image" in columns else None
         self._images = ImageCells(text_as_lists(batch.column("images"))) if "images" in columns else None
 
-    def given(self, row: int) -> Given:
-        """What is asked, before its images are looked at."""
+    def unnumbered(self, row: int) -> Unnumbered:
+        """The conversation of a row, before its images are looked at."""
         question, system = _text(self._questions, row, "question"), _text(self._systems, row, "system")
         # A blank cell is one without a text.
         system = system if system and system.strip() else None
@@ -65,7 +65,7 @@ class Asked:
             conversation = Conversation((Message("user", (question,)),))
         if system and conversation.system not in (None, system):
             raise BadImage("row has a system text, and another one in its messages; leave one of the two out")
-        return Given(conversation.with_system(system), messages is None)
+        return Unnumbered(conversation.with_system(system), messages is None)
 
     def images(self, row: int) -> list[ImageCell]:
         """The images of a row, not read yet."""

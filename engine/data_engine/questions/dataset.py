@@ -17,7 +17,7 @@ from PIL import Image
 from data_engine.config import RunConfig
 from data_engine.errors import BadRow, UserError
 from data_engine.flag_files import look_up, nearest_path
-from data_engine.questions.batch import Asked
+from data_engine.questions.batch import QuestionBatch
 from data_engine.questions.column_checks import check_columns, checked_ids, has_images, listed_ids
 from data_engine.questions.conversation import Conversation
 from data_engine.questions.images import BadImage, Decode, MissingImage, decode, which_image
@@ -118,7 +118,7 @@ class Questions:
         self.columns = tuple(source.columns)
         self.optional_columns = tuple(column for column in OPTIONAL_COLUMNS if column in source.columns)
         self.has_images = has_images(source.columns)
-        self._asked = tuple(column for column in INPUT_COLUMNS[1:] if column in source.columns)
+        self._input_columns = tuple(column for column in INPUT_COLUMNS[1:] if column in source.columns)
         read = source.names.are_read(source.columns)
         self.further_columns = tuple(
             name for name in read
@@ -160,13 +160,13 @@ class Questions:
         assert rows.step == 1, f"rows are consecutive, got {rows}"
         ids = iter(self.idx[rows.start : rows.stop])
         rows = range(rows.start, min(rows.stop, len(self.idx)))
-        for batch in self._source.batches(rows, [*self._asked, *self.optional_columns]):
+        for batch in self._source.batches(rows, [*self._input_columns, *self.optional_columns]):
             extras = {name: _extra_cells(batch.column(name)) for name in self.optional_columns}
             problems = batch.column(PROBLEM).to_pylist() if PROBLEM in batch.schema.names else [None] * batch.num_rows
-            asked = Asked(batch, self._asked)
+            questions = QuestionBatch(batch, self._input_columns)
             for i in range(batch.num_rows):
                 extra = {name: cells[i] for name, cells in extras.items()}
-                yield self._question(next(ids), asked, i, problems[i], extra)
+                yield self._question(next(ids), questions, i, problems[i], extra)
 
     def records(self, rows: range) -> Iterator[dict]:
         """The same rows without their pictures, as rules read them: idx, question, and the further columns' values.
@@ -175,14 +175,14 @@ class Questions:
         """
         ids = iter(self.idx[rows.start : rows.stop])
         rows = range(rows.start, min(rows.stop, len(self.idx)))
-        texts = [column for column in self._asked if column not in ("image", "images")]
+        texts = [column for column in self._input_columns if column not in ("image", "images")]
         for batch in self._source.batches(rows, [*texts, *self.optional_columns, *self.further_columns]):
-            asked = Asked(batch, texts)
+            questions = QuestionBatch(batch, texts)
             cells = {name: _extra_cells(batch.column(name)) for name in self.optional_columns}
             cells |= {name: self._source.values(batch.column(name)) for name in self.further_columns}
             for i in range(batch.num_rows):
                 further = {name: values[i] for name, values in cells.items()}
-                yield {"idx": next(ids), "question": _question_in(asked, i), **further}
+                yield {"idx": next(ids), "question": _question_in(questions, i), **further}
 
     def file_sizes(self) -> list[tuple[str, int]]:
         """(name, rows) of each file of the dataset, in order; [] for a source that does not tell."""
@@ -211,15 +211,17 @@ class Questions:
         for batch in self._source.batches(range(self.num_rows), [name]):
             yield from cells(batch.column(name))
 
-    def _question(self, idx: int | str, asked: Asked, row: int, problem: str | None, extra: dict) -> Question:
+    def _question(
+        self, idx: int | str, questions: QuestionBatch, row: int, problem: str | None, extra: dict
+    ) -> Question:
         """One row; `problem` is what its source says of it."""
         question, conversation, cells, images, missing = None, None, [], (), False
         try:
-            given = asked.given(row)
-            question = given.conversation.question
-            cells = asked.images(row)
-            conversation = given.with_images(len(cells)).with_system(self._system)
-            question = question if given.keeps_text(len(cells)) else conversation.question
+            unnumbered = questions.unnumbered(row)
+            question = unnumbered.conversation.question
+            cells = questions.images(row)
+            conversation = unnumbered.with_images(len(cells)).with_system(self._system)
+            question = question if unnumbered.keeps_text(len(cells)) else conversation.question
             images = read_all(cells, self.image_root)
         except BadImage as error:
             missing = problem is None and isinstance(error, MissingImage)
@@ -312,9 +314,9 @@ def left_out_for(question: Question, problem: Exception) -> Question:
     return replace(question, missing=True) if isinstance(problem, MissingImage) else question
 
 
-def _question_in(asked: Asked, row: int) -> str | None:
+def _question_in(questions: QuestionBatch, row: int) -> str | None:
     try:
-        return asked.given(row).conversation.question
+        return questions.unnumbered(row).conversation.question
     except BadImage:
         return None
 
