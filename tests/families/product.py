@@ -49,7 +49,7 @@ def ragged(model, asked: list[Asked], lengths: list[list[int]], rows: int) -> li
     """
     from dataclasses import replace
 
-    from data_engine.pipeline.public_arguments import asked as conversation_of
+    from data_engine.pipeline.public_arguments import read_question
     from data_engine.pipeline.sample import SampleSettings, request_for
     from data_engine.sampling.backend import BackendSettings, make_backend
     from data_engine.sampling.draw import SamplingParams
@@ -61,7 +61,7 @@ def ragged(model, asked: list[Asked], lengths: list[list[int]], rows: int) -> li
     requests = []
     for number, (one, wanted) in enumerate(zip(asked, lengths, strict=True)):
         settings = SampleSettings(len(wanted), 0, params, crop=False, max_megapixels=64)
-        request = request_for(model, *conversation_of(*_given(one), 64, "apply"), number, settings)
+        request = request_for(model, *read_question(*_given(one), 64, "apply"), number, settings)
         requests.append(replace(request, lengths=wanted))
     k = len(lengths[0])
     settings = BackendSettings(model, params, k, rows, num_slots(rows, k))

@@ -10,7 +10,7 @@ from families import FAMILIES, named
 from test_family_judges import png
 
 from data_engine import schemas
-from data_engine.pipeline.public_arguments import asked as conversation_of
+from data_engine.pipeline.public_arguments import read_question
 from data_engine.pipeline.score import ScoreSettings, score_unit
 from data_engine.questions.dataset import Question
 
@@ -31,7 +31,7 @@ BARE = {
 
 def blind(model, asked: Asked):
     images = asked.images()
-    conversation, _ = conversation_of(images, asked.question, 64, "apply")
+    conversation, _ = read_question(images, asked.question, 64, "apply")
     question = Question("q", None, None, None, conversation=conversation, images=tuple(map(png, images)))
     rows = [
         {"idx": "q", "sample_index": number, "answer": "x", "token_ids": ids, "finish_reason": "stop"}

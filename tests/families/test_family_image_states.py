@@ -5,7 +5,7 @@ from asked import ASKED
 
 from data_engine.models.auto.sizes import cache_sizes
 from data_engine.models.layers.prefix import run_prefix
-from data_engine.pipeline.public_arguments import asked as conversation_of
+from data_engine.pipeline.public_arguments import read_question
 from data_engine.pipeline.sample import SampleSettings, request_for
 from data_engine.questions.conversation import Conversation
 from data_engine.sampling.draw import SamplingParams
@@ -46,7 +46,7 @@ def test_questions_wait_for_a_place_for_their_image_states_and_get_the_same_answ
     """By the steps of a GPU: budgets leave fewer places for prompts than rows, since few fit."""
     settings = SampleSettings(2, 0, SamplingParams(0.7, 50, 1.0, 1.0, 6), crop=False, max_megapixels=64)
     asked = [ASKED[name] for name in ("wide", "high", "two images")]
-    given = [conversation_of(one.images(), one.question, 64, "apply") for one in asked]
+    given = [read_question(one.images(), one.question, 64, "apply") for one in asked]
     requests = [request_for(mllama.model, *one, idx, settings) for idx, one in enumerate(given)]
     drawn = [SamplingEngine(mllama.model, 4, slots, 2).sample(requests, settings.params) for slots in (1, 2, 4)]
     assert len(drawn[0]) == len(asked) * 2

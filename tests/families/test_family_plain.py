@@ -11,7 +11,7 @@ from families import FAMILIES
 
 from data_engine.errors import NO_ROOM, UserError
 from data_engine.models.auto.own_decoding import OwnDecoding, whole_rows
-from data_engine.pipeline.public_arguments import asked as conversation_of
+from data_engine.pipeline.public_arguments import read_question
 from data_engine.pipeline.sample import SampleSettings, request_for
 from data_engine.sampling.backend import BackendSettings, make_backend
 from data_engine.sampling.draw import SamplingParams
@@ -31,7 +31,7 @@ IN_TEST = ("qwen3_5", "gemma3")
 def requests(model, params: SamplingParams) -> list:
     """K answers to each of two questions."""
     settings = SampleSettings(K, 0, params, crop=False, max_megapixels=64)
-    asked = [conversation_of(*product._given(ASKED[name]), 64, "apply") for name in QUESTIONS]
+    asked = [read_question(*product._given(ASKED[name]), 64, "apply") for name in QUESTIONS]
     return [request_for(model, *one, number, settings) for number, one in enumerate(asked)]
 
 
@@ -165,7 +165,7 @@ def test_one_forward_of_a_row_has_the_logits_of_the_answer_alone(checkpoints, na
     model, made = checkpoints(name).model, []
     if not model.has_plain_path:
         return
-    prompt, ids = model.prompt(*conversation_of(*product._given(ASKED["wide"]), 64, "apply"), True, 64), [72, 33, 90]
+    prompt, ids = model.prompt(*read_question(*product._given(ASKED["wide"]), 64, "apply"), True, 64), [72, 33, 90]
     handle = model._model.register_forward_hook(lambda module, given, out: made.append(out.logits))
     try:
         logits = model.plain_logits(prompt, ids)

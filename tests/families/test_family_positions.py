@@ -12,7 +12,7 @@ from families import FAMILIES, MROPE, named
 from torch import Tensor, nn
 
 from data_engine.models.layers.prefix import run_prefix
-from data_engine.pipeline.public_arguments import asked as conversation_of
+from data_engine.pipeline.public_arguments import read_question
 
 NAMES = [name for name, family in FAMILIES.items() if MROPE in family.kind and family.fast]
 
@@ -29,7 +29,7 @@ def positions_seen(decoder: nn.Module) -> Iterator[list[Tensor | None]]:
 
 
 def prompt(model, asked):
-    return model.prompt(*conversation_of(*product._given(asked), 64, "apply"), True, 64)
+    return model.prompt(*read_question(*product._given(asked), 64, "apply"), True, 64)
 
 
 @pytest.mark.parametrize("name", named(NAMES))

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from data_engine.models import load_model
 from data_engine.models.layers.fused import fuse_operations
-from data_engine.pipeline.public_arguments import asked as conversation_of
+from data_engine.pipeline.public_arguments import read_question
 from data_engine.pipeline.sample import SampleSettings, request_for
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native import paged_attention
@@ -106,7 +106,7 @@ def sample(model, steps: list[Reads]) -> None:
     assert not any(kind.why_no_kernel(model.max_positions) for kind in model.layers)
     fuse_operations(model.decoder)
     settings = SampleSettings(K, 0, PARAMS, crop=False, max_megapixels=64)
-    given = [conversation_of(one.images(), one.question, 64, "apply") for one in (ASKED["wide"], ASKED["high"])]
+    given = [read_question(one.images(), one.question, 64, "apply") for one in (ASKED["wide"], ASKED["high"])]
     requests = [request_for(model, *one, idx, settings) for idx, one in enumerate(given)]
     answers = SamplingEngine(model, ROWS, ROWS, K).sample(requests, PARAMS)
     assert len(answers) == len(requests) * K

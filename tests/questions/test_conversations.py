@@ -80,9 +80,9 @@ def test_the_public_functions_ask_what_a_run_asks(tmp_path, text, count):
     pictures = [Image.new("RGB", (4, 3))] * count
     if row.problem:
         with pytest.raises(BadImage, match=re.escape(row.problem)):
-            public.asked(pictures, text, 1, "apply")
+            public.read_question(pictures, text, 1, "apply")
     else:
-        assert public.asked(pictures, text, 1, "apply")[0] == row.conversation
+        assert public.read_question(pictures, text, 1, "apply")[0] == row.conversation
 
 
 @pytest.mark.parametrize(

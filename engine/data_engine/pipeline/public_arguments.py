@@ -14,7 +14,7 @@ Images = Image.Image | bytes | Sequence[Image.Image | bytes] | None
 _BYTES = (bytes, bytearray, memoryview)
 
 
-def asked(
+def read_question(
     image: Images, question: str | Sequence[Mapping], max_megapixels: float, exif: Exif
 ) -> tuple[Conversation, list[Image.Image]]:
     """The conversation and its opened images, as a row of a dataset with this question would have them.

@@ -14,7 +14,7 @@ from data_engine.errors import BadRow, UserError
 from data_engine.flags import require
 from data_engine.models.base import VisionLanguageModel
 from data_engine.models.prompt_maker import PromptMaker
-from data_engine.pipeline.public_arguments import Images, asked, require_model
+from data_engine.pipeline.public_arguments import Images, read_question, require_model
 from data_engine.pipeline.runner import StageContext, UnitWork
 from data_engine.questions import images
 from data_engine.questions.conversation import Conversation
@@ -276,7 +276,7 @@ def sample_answers(
     require(k >= 1, f"k must be at least 1, got {k}")
     params = SamplingParams(temperature, top_k, top_p, repetition_penalty, max_new_tokens)
     settings = SampleSettings(k, seed, params, crop=False, max_megapixels=max_megapixels)
-    conversation, pictures = asked(image, question, max_megapixels, exif)
+    conversation, pictures = read_question(image, question, max_megapixels, exif)
     request = request_for(model, conversation, pictures, idx, settings)
     if not model.why_plain:
         found = sample_one(model, request, params)

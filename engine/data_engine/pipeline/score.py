@@ -16,7 +16,7 @@ from data_engine.errors import BadRow, UserError
 from data_engine.flags import require
 from data_engine.models.base import Prompt, VisionLanguageModel
 from data_engine.pipeline.passes import AnswerRunner, Computed, compute_unit
-from data_engine.pipeline.public_arguments import Images, asked, require_model, require_unicode
+from data_engine.pipeline.public_arguments import Images, read_question, require_model, require_unicode
 from data_engine.pipeline.runner import StageContext, UnitWork
 from data_engine.pipeline.works import Behind, lacks_room, require_room
 from data_engine.questions import images
@@ -267,7 +267,7 @@ def score_answers(
         require(_is_list(one), f"{expected} one of {type(one).__name__}")
         if isinstance(one, str):
             require_unicode("an answer", one)
-    conversation, pictures = asked(image, question, max_megapixels, exif)
+    conversation, pictures = read_question(image, question, max_megapixels, exif)
     prompt = model.prompt(conversation, pictures, True, max_megapixels)
     both = [
         _encoded(model, conversation, one) if isinstance(one, str) else (_whole(model, one, place), 0)
