@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 
 from data_engine import schemas
@@ -84,7 +85,7 @@ def paired(
             funnel.quarantined += unit.num_left_out
             funnel.turned += unit.num_turned
             for name, total in totals.items():
-                total.add(unit.rewards[schemas.reward_name(name)].values, [start for _, start, _ in unit.spans])
+                total.add(unit.rewards[schemas.reward_name(name)].filled(np.nan), [start for _, start, _ in unit.spans])
             for answers in unit.questions():
                 reasons = why_not_ranked(answers, which)
                 ranked = places_of(reasons)

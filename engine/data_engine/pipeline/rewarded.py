@@ -24,23 +24,6 @@ ANSWER = (*KEY, "answer")
 
 
 @dataclass(frozen=True)
-class RewardColumn:
-    """A reward of each answer of a unit, in their order."""
-
-    values: np.ndarray
-    """float64 [answers]; NaN where there is no finite number"""
-    scored: np.ndarray
-    """bool [answers]: whether its source has anything of the answer"""
-
-    def to_pylist(self) -> list[float | None]:
-        """None where the answer is not scored."""
-        return [
-            value if scored else None
-            for value, scored in zip(self.values.tolist(), self.scored.tolist(), strict=True)
-        ]  # fmt: skip
-
-
-@dataclass(frozen=True)
 class Stored:
     """Where the answers of a run are, and what is known of them."""
 
@@ -71,8 +54,9 @@ class RewardedUnit:
     """idx, sample_index, answer and what else was asked for, a row an answer"""
     spans: list[tuple[int | str, int, int]]
     """idx of each question that has answers, the row of its first answer, and that behind its last"""
-    rewards: dict[str, RewardColumn]
-    """by schemas.reward_name of each column"""
+    rewards: dict[str, np.ma.MaskedArray]
+    """float64 [answers] by schemas.reward_name of each column: masked where its source has nothing of the answer, NaN
+    where it has no finite number"""
     num_left_out: int
     """questions that a stage left out"""
     num_turned: int
@@ -81,7 +65,7 @@ class RewardedUnit:
     def questions(self) -> Iterator[Answers]:
         """The answers of each question."""
         indexes, texts = (self.table[name].to_pylist() for name in ("sample_index", "answer"))
-        rewards = {name: column.to_pylist() for name, column in self.rewards.items()}
+        rewards = {name: column.tolist() for name, column in self.rewards.items()}
         for idx, start, end in self.spans:
             own = {name: column[start:end] for name, column in rewards.items()}
             yield Answers(idx, indexes[start:end], texts[start:end], own)
@@ -184,7 +168,7 @@ def _by_question(answers: pa.Table, unit: int, order: Sequence) -> tuple[pa.Tabl
 
 def _rewards_of(
     source: Source, read: Mapping[str, Sealed], answers: pa.Table, settings: RewardSettings
-) -> dict[str, RewardColumn]:
+) -> dict[str, np.ma.MaskedArray]:
     tables = {stage.name: _aligned(read[stage.name].table, answers) for stage in source.stages}
     there = np.ones(len(answers), bool)
     for table in tables.values():
@@ -200,11 +184,9 @@ def _rewards_of(
         raise AnswerError(int(places[error.place]), str(error)) from error
     columns = {}
     for name in source.columns:
-        values, scored = np.full(len(answers), np.nan), np.zeros(len(answers), bool)
+        columns[reward_name(name)] = column = np.ma.masked_all(len(answers))
         if name in found:
-            values[places] = np.ma.filled(found[name], np.nan)
-            scored[places] = ~np.ma.getmaskarray(found[name])
-        columns[reward_name(name)] = RewardColumn(values, scored)
+            column[places] = found[name]
     return columns
 
 
