@@ -24,7 +24,7 @@ from data_engine.store.sealed import Sealed
 from data_engine.store.units import UnitResult
 
 
-class GivenAnswers(Protocol):
+class AnswersByUnit(Protocol):
     """The answers of --answers."""
 
     def of_unit(self, unit: int) -> list[list[GivenAnswer]]:
@@ -54,7 +54,7 @@ class StageContext:
     """the stage's model is the one that drew the answers, in a run that samples"""
     target: Target | None = None
     """device and dtype of the run"""
-    given: GivenAnswers | None = None
+    given: AnswersByUnit | None = None
     """those of --answers"""
     records: Callable[[int], Iterable[dict]] | None = None
     """the questions of a unit, by its number, without their pictures and with further columns: Questions.records"""
