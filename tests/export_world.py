@@ -1,11 +1,11 @@
 """A few questions of every shape, with pairs, and exports of them in any format."""
 
-import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from PIL import Image
 from question_files import write_jsonl
+from run_files import png
 from stage2_world import publish
 
 from data_engine import exports, schemas
@@ -58,9 +58,7 @@ MESSAGES = {
 
 
 def square(colour: str) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (40, 30), colour).save(file, "PNG")
-    return file.getvalue()
+    return png(Image.new("RGB", (40, 30), colour))
 
 
 def pictures_of(row: Mapping) -> list[bytes]:

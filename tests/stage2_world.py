@@ -1,7 +1,6 @@
 """Work directories with known answers and log-probs, for the tests of what comes after the models."""
 
 import hashlib
-import io
 import json
 import random
 from collections.abc import Callable, Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+from run_files import png
 
 from data_engine import schemas, stages
 from data_engine.config import RunConfig
@@ -115,9 +115,7 @@ def _record(stage: str, row: dict) -> dict:
 
 def picture(number: int) -> bytes:
     """A small PNG of a colour of its own."""
-    file = io.BytesIO()
-    Image.new("RGB", (6, 4), (number % 256, number // 256 % 256, 77)).save(file, "PNG")
-    return file.getvalue()
+    return png(Image.new("RGB", (6, 4), (number % 256, number // 256 % 256, 77)))
 
 
 def make_world(folder: Path, num_questions: int = 30, num_answers: int = 6, unit_size: int = 8, **columns) -> World:

@@ -1,6 +1,5 @@
 """Whole runs of tiny checkpoints: their models, questions and flags, and how far two runs are apart."""
 
-import io
 import itertools
 import shutil
 from pathlib import Path
@@ -11,7 +10,7 @@ import pyarrow.parquet as pq
 import torch
 from checkpoints import Checkpoint
 from PIL import Image
-from run_files import read
+from run_files import png, read
 from safetensors.torch import load_file, save_file
 
 SETTINGS = {
@@ -54,13 +53,7 @@ def change_weights(folder: Path) -> None:
 
 def question(idx: str, text: str, *pictures: Image.Image) -> dict:
     """A row of a dataset; several pictures stand in the column `images`."""
-    return {"idx": idx, "question": text, "images": [{"bytes": encoded(one), "path": None} for one in pictures]}
-
-
-def encoded(picture: Image.Image) -> bytes:
-    data = io.BytesIO()
-    picture.save(data, "PNG")
-    return data.getvalue()
+    return {"idx": idx, "question": text, "images": [{"bytes": png(one), "path": None} for one in pictures]}
 
 
 def write(path: Path, rows: list[dict]) -> str:

@@ -7,7 +7,7 @@ import torch
 from asked import ASKED, Asked
 from comparisons import TOLERANCE, answers
 from families import FAMILIES, named
-from test_family_judges import png
+from run_files import png
 
 from data_engine import schemas
 from data_engine.pipeline.public_arguments import read_question

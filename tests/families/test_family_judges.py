@@ -1,7 +1,5 @@
 """Judges of each family against stock transformers: yes or no by the full softmax, reward models by hidden states."""
 
-import io
-
 import judges
 import product
 import pyarrow as pa
@@ -10,6 +8,7 @@ import torch
 from asked import ASKED
 from families import FAMILIES, named
 from reference import Stock
+from run_files import png
 
 from data_engine import load_model, schemas
 from data_engine.errors import BadRow
@@ -26,12 +25,6 @@ TOLERANCE = 1e-4
 ANSWERS = ["A dog.", "A dog and a cat, on a table.", "No", "A dog and", "A dog."]
 TEMPLATE = YesNoTemplate("Q: {question} A: {answer} Right?")
 FAST = ["llava", "internvl", "qwen2_vl", "qwen2_5_vl", "qwen3_5", "gemma3", "mllama"]
-
-
-def png(image) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
 
 
 def question(name: str, *turns: Message) -> Question:

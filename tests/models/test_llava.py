@@ -1,6 +1,5 @@
 """The LLaVA family against the reference's numbers on tiny checkpoints in the published layouts."""
 
-import io
 import json
 import shutil
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from prompts import assert_golden_logps, forward, positions, prefix, spliced
+from run_files import png
 from safetensors.torch import load_file
 
 from data_engine import load_model, score_answers
@@ -242,17 +242,11 @@ def test_an_image_that_padding_makes_huge_is_refused():
         preprocess(Image.new("RGB", (10_000, 20)), 4, crop=False, max_megapixels=64)
 
 
-def _png(image: Image.Image) -> bytes:
-    data = io.BytesIO()
-    image.save(data, "PNG")
-    return data.getvalue()
-
-
 def test_answers_go_by_text_or_by_ids(instruct, golden_images):
     ids = instruct.answer_ids("What is it?", "a red bus")
     by_text, by_bytes = (
         score_answers(instruct, image, "What is it?", ["a red bus"])[0]
-        for image in (golden_images[0], _png(golden_images[0]))
+        for image in (golden_images[0], png(golden_images[0]))
     )
     [by_ids] = score_answers(instruct, golden_images[0], "What is it?", [ids])
     assert torch.equal(by_text, by_ids)

@@ -2,7 +2,6 @@
 
 import base64
 import csv
-import io
 import json
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from question_files import only, refusal, write, write_jsonl
+from run_files import png
 
 from data_engine.questions.base64_images import is_image_text
 from data_engine.questions.dataset import load_questions
@@ -18,9 +18,7 @@ from data_engine.schemas import IMAGE
 
 
 def picture(format: str) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (4, 3), (200, 30, 30)).save(file, format)
-    return file.getvalue()
+    return png(Image.new("RGB", (4, 3), (200, 30, 30)), format=format)
 
 
 PNG = picture("PNG")

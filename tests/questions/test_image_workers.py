@@ -1,7 +1,6 @@
 """Decoding in processes of their own: crashes, hangs and greed stay there, and pixels are those of images.decode."""
 
 import dataclasses
-import io
 import os
 import random
 import resource
@@ -20,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from hostile_images import mutations, outcome
 from PIL import Image
-from run_files import read
+from run_files import png, read
 
 from data_engine.processes.job_signals import JOB_SIGNALS
 from data_engine.questions import image_workers, images
@@ -31,9 +30,7 @@ from data_engine.store import units
 
 def photo(seed: int = 0, size: tuple[int, int] = (60, 40), **options: object) -> bytes:
     values = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(values).save(file, "PNG", **options)
-    return file.getvalue()
+    return png(Image.fromarray(values), **options)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """What is said of the room that a full disk lacks, while pairs and exports are written."""
 
 import errno
-import io
 import os
 import shutil
 from collections import namedtuple
@@ -11,6 +10,7 @@ import pytest
 import small_disks
 from export_run import finish
 from PIL import Image
+from run_files import png
 from stage2_world import make_world
 
 from data_engine.commands import main
@@ -124,7 +124,7 @@ def figures(errors):
 
 
 def test_an_export_to_a_full_disk_says_what_is_needed_and_missing(tmp_path, small_disk, capsys):
-    noise = [{"bytes": png(number), "path": f"{number}.png"} for number in range(60)]
+    noise = [{"bytes": noisy(number), "path": f"{number}.png"} for number in range(60)]
     work_dir = tmp_path / "work"
     finish(make_world(tmp_path / "world", num_questions=60, image=noise), work_dir)
     asked = ["export", str(work_dir), "--format", "trl", "--output"]
@@ -145,12 +145,10 @@ def test_an_export_to_a_full_disk_says_what_is_needed_and_missing(tmp_path, smal
     assert needed == pytest.approx(2 * size, rel=0.25)
 
 
-def png(number):
+def noisy(number):
     """A picture of noise, of about 20 kB."""
-    file = io.BytesIO()
     values = np.random.default_rng(number).integers(0, 256, (80, 80, 3), np.uint8)
-    Image.fromarray(values).save(file, "PNG")
-    return file.getvalue()
+    return png(Image.fromarray(values))
 
 
 def test_a_pairing_on_a_full_disk_says_what_is_needed_and_missing(tmp_path, small_disk, capsys, monkeypatch):
