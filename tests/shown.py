@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_engine.commands import bench, export, loop, pairs, submit, validate
-from data_engine.commands.arguments import parse
+from data_engine.commands.arguments import own_options, parse
 from data_engine.commands.main import COMMANDS, main
 
 ROOT = Path(__file__).parents[1]
@@ -165,7 +165,7 @@ ON_A_CLUSTER = [one.text for one in SHOWN if one.elsewhere and (one.elsewhere.by
 
 
 def _understand_submit(words: list[str]) -> None:
-    options, flags = submit.split(words)
+    options, flags = own_options(words, "submit", submit.USAGE)
     submit._number(options)
     submit._check_can_submit(parse(flags))
 

@@ -30,7 +30,7 @@ from data_engine.stages import RunStages
 
 _BOOLEANS = tuple(name for name, kind in TYPES.items() if kind is bool)
 _FLAGS = (*FIELD_NAMES, "config", "help")
-# Those that commands read themselves; here they are known for hints alone.
+# Those that commands read themselves.
 _OWN_FLAGS = {
     "validate": ("measure", "json"), "submit": ("array", "sbatch", "sbatch_pair"), "loop": ("rounds", "train"),
 }  # fmt: skip
@@ -90,6 +90,26 @@ def read(argv: Sequence[str], command: str = "run") -> Draft:
     for problem in found.problems:
         problems.note(problem)
     return found._replace(problems=problems.found)
+
+
+def own_options(argv: Sequence[str], command: str, usage: str) -> tuple[dict[str, str], list[str]]:
+    """The values of a command's own options by name, and the other words; of an option that is given twice, the last.
+
+    Raises UserError for one without a value.
+    """
+    options: dict[str, str] = {}
+    flags: list[str] = []
+    rest = iter(argv)
+    for word in rest:
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or name not in _OWN_FLAGS[command]:
+            flags.append(word)
+            continue
+        # Not by argparse, which takes a value such as --exclusive for a flag.
+        options[name] = value if equals else next(rest, None)
+        if options[name] is None:
+            raise UserError(f"--{name} needs a value; {usage}")
+    return options, flags
 
 
 def _is_yaml(word: str) -> bool:

@@ -10,9 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
-from data_engine.commands.arguments import read
+from data_engine.commands.arguments import own_options, read
 from data_engine.commands.examples import shown
-from data_engine.commands.work_dir import take_option, told_of_disk
+from data_engine.commands.work_dir import told_of_disk
 from data_engine.config import RunConfig
 from data_engine.errors import Collected, UserError
 from data_engine.exit_codes import STOPPED
@@ -87,12 +87,12 @@ class Asked(NamedTuple):
 
 def read_loop(argv: Sequence[str]) -> Asked:
     """Raises UserError for what is wrong with a command line, UserErrors where that is more than one thing."""
-    rounds, flags = _last_of(argv, "rounds")
-    train, flags = _last_of(flags, "train")
+    options, flags = own_options(argv, "loop", USAGE)
+    train = options.get("train")
     draft, problems = read(flags, "loop"), Collected()
     num_rounds = 0
     with problems.noting():
-        num_rounds = _number(rounds)
+        num_rounds = _number(options.get("rounds"))
     with problems.noting():
         if train is None:
             raise UserError(f"missing: --train; {USAGE}")
@@ -104,14 +104,6 @@ def read_loop(argv: Sequence[str]) -> Asked:
         problems.note(problem)
     problems.raise_any()
     return Asked(draft.config, num_rounds, train)
-
-
-def _last_of(argv: Sequence[str], name: str) -> tuple[str | None, list[str]]:
-    """The last value of --NAME, as of any flag, and the other words."""
-    found, (value, rest) = None, take_option(argv, name)
-    while value is not None:
-        found, (value, rest) = value, take_option(rest, name)
-    return found, rest
 
 
 def _check_rounds(loop: RunConfig, num_rounds: int) -> None:

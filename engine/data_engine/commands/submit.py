@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_engine.commands import validate
-from data_engine.commands.arguments import read
+from data_engine.commands.arguments import own_options, read
 from data_engine.commands.examples import shown
 from data_engine.config import RunConfig
 from data_engine.errors import Collected, UserError
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     if {"-h", "--help"} & set(argv):
         print(f"{HELP}\n\nThe scripts are in {sbatch_folder()}.\n\n{shown('submit')}")
         return 0
-    options, flags = split(argv)
+    options, flags = own_options(argv, "submit", USAGE)
     draft, problems = read(flags, "submit"), Collected()
     config = draft.config
     for check in (lambda: _number(options), lambda: _words(options), lambda: _check_can_submit(config)):
@@ -93,23 +93,6 @@ def main(argv: Sequence[str]) -> int:
         flush=True,
     )
     return 0
-
-
-def split(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """The options of `submit` by name, and the flags of `run`. Raises UserError for one without a value."""
-    options: dict[str, str] = {}
-    flags: list[str] = []
-    rest = iter(argv)
-    for argument in rest:
-        name, equals, value = argument.removeprefix("--").partition("=")
-        if not argument.startswith("--") or name not in ("array", "sbatch", "sbatch_pair"):
-            flags.append(argument)
-            continue
-        # Not by argparse, which takes a value such as --exclusive for a flag.
-        options[name] = value if equals else next(rest, None)
-        if options[name] is None:
-            raise UserError(f"--{name} needs a value; {USAGE}")
-    return options, flags
 
 
 def sbatch_folder() -> Path:

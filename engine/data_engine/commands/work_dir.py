@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,18 +33,6 @@ def add_places(parser: argparse.ArgumentParser) -> None:
         ("image_root", "where its pictures are, if they have moved"),
     ):
         parser.add_argument(f"--{name}", type=from_home, metavar="PATH", help=told)
-
-
-def take_option(argv: Sequence[str], name: str) -> tuple[str | None, list[str]]:
-    """The value of --NAME VALUE or --NAME=VALUE, None where it is not given, and the other arguments."""
-    rest = list(argv)
-    for at, word in enumerate(rest):
-        flag, equals, value = word.partition("=")
-        if flag == f"--{name}":
-            if not equals and at + 1 == len(rest):
-                raise UserError(f"--{name} needs a value")
-            return (value, rest[:at] + rest[at + 1 :]) if equals else (rest[at + 1], rest[:at] + rest[at + 2 :])
-    return None, rest
 
 
 def has_not_begun(work_dir: Path) -> bool:
