@@ -95,7 +95,9 @@ def read_paired(work_dir: Path, needed: Iterable[tuple[str, str]] = ()) -> dict:
     run_file = read_run(work_dir)
     if not pairs_file(work_dir).is_file():
         raise UserError(f'"{work_dir}" has no pairs/{OWN}.parquet yet: let the run finish stage 2 first')
-    _require(work_dir, run_file, needed)
+    for entry, name in needed:
+        if name not in run_file.get(entry, {}):
+            raise _of_another_version(work_dir, f"{entry} has no {name}")
     return run_file
 
 
@@ -187,12 +189,6 @@ def of_one_pairing(work_dir: Path, *pairs: Path) -> Iterator[None]:
 def _identity(path: Path) -> tuple[int, ...]:
     found = path.stat()
     return found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def _require(work_dir: Path, run_file: Mapping, entries: Iterable[tuple[str, str]]) -> None:
-    for entry, name in entries:
-        if name not in run_file.get(entry, {}):
-            raise _of_another_version(work_dir, f"{entry} has no {name}")
 
 
 def config_of(work_dir: Path, run_file: Mapping, moved: Mapping[str, str]) -> RunConfig:
