@@ -196,12 +196,6 @@ def _value(value: object) -> str:
     return told if len(told) <= MOST_LETTERS else f"{told[:MOST_LETTERS]}…"
 
 
-def pairing_facts(path: Path, run_file: Mapping) -> tuple[bool, list[str]]:
-    """Whether all models scored the same token ids, and the columns of the file of pairs."""
-    told = metadata_of(path, "same_tokenizer").get("same_tokenizer", False)
-    return bool(run_file.get("same_tokenizer", told)), pq.read_schema(path).names
-
-
 def dropped_statuses(numbers: PairNumbers) -> list[str]:
     """kept, where a pair was, then the filters that dropped one."""
     return [*([KEPT] if len(numbers.kept) else []), *numbers.dropped_by]

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from data_engine.plural import plural
+from data_engine.preferences.pairs_metadata import metadata_of
 from data_engine.questions import images
 from data_engine.questions.dataset import Questions
 from data_engine.questions.images import Exif
 from data_engine.reporting.answers import Answers, pieces_of_run, read_answers
 from data_engine.reporting.choice import Choice
 from data_engine.reporting.columns import SIDES, PairNumbers, read_rows
-from data_engine.reporting.facts import pairing_facts
 from data_engine.reporting.heat import Span
 from data_engine.reporting.render import escaped_json, render
 from data_engine.reporting.thumbnails import QUALITIES, Gallery, Shown, read_gallery
@@ -132,14 +132,11 @@ def _digest_of(run: Run) -> Callable[[int], str | None]:
 
 
 def _answers(run: Run, path: Path, rows: Sequence[Mapping]) -> Answers:
-    same, columns = pairing_facts(path, run.run_file)
-    pieces = pieces_of_run(run.run_file, same, "chosen_sum" in columns and _has_sum(rows))
+    same = run.run_file.get("same_tokenizer", metadata_of(path, "same_tokenizer").get("same_tokenizer", False))
+    has_implicit = not rows or any(row.get("chosen_sum") is not None for row in rows)
+    pieces = pieces_of_run(run.run_file, bool(same), has_implicit)
     wanted = {(row["idx"], row[f"{side}_index"]) for row in rows for side in SIDES}
     return read_answers(run.work_dir, wanted, pieces, compared(run.run_file))
-
-
-def _has_sum(rows: Sequence[Mapping]) -> bool:
-    return not rows or any(row["chosen_sum"] is not None for row in rows)
 
 
 def _pair(row: Mapping, gallery: Gallery, answers: Answers, rewards: Mapping[str, str]) -> dict:
