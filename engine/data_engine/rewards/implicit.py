@@ -45,12 +45,9 @@ def token_rewards(instruct: Tokens, reward: Tokens, beta: float) -> dict[str, np
 
 def text_rewards(instruct: Tokens, reward: Tokens, beta: float) -> dict[str, np.ndarray]:
     """Rewards where the models split the same text into different tokens: only sums and means can be compared."""
-    sums, means = [], []
-    for tokens in (instruct, reward):
-        total = exact_sums(tokens)
-        sums.append(total)
-        means.append(total / np.maximum(tokens.lengths, 1))
-    return {"sum": beta * (sums[1] - sums[0]), "avg": beta * (means[1] - means[0])}
+    before, after = exact_sums(instruct), exact_sums(reward)
+    means = after / np.maximum(reward.lengths, 1) - before / np.maximum(instruct.lengths, 1)
+    return {"sum": beta * (after - before), "avg": beta * means}
 
 
 def exact_sums(tokens: Tokens) -> np.ndarray:
