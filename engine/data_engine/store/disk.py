@@ -20,8 +20,7 @@ TROUBLES = (
 
 def is_trouble(error: OSError) -> bool:
     """Whether the disk is to blame, not the path or its permissions."""
-    # Arrow tells some of its own errors in words alone.
-    return error.errno in TROUBLES or any(os.strerror(number) in str(error) for number in TROUBLES)
+    return room.is_one_of(error, TROUBLES)
 
 
 def is_forbidden(error: OSError) -> bool:

@@ -21,14 +21,19 @@ class NoRoomError(OSError):
         self.folder, self.needed_bytes = folder, needed_bytes
 
 
-def is_full(error: OSError, numbers: Sequence[int] = FULL) -> bool:
-    """Whether there is no room; Arrow tells it in words alone."""
+def is_one_of(error: OSError, numbers: Sequence[int]) -> bool:
+    """Whether an error has one of these numbers; of some, Arrow gives the words alone."""
     return error.errno in numbers or any(os.strerror(number) in str(error) for number in numbers)
+
+
+def is_full(error: OSError) -> bool:
+    """Whether there is no room."""
+    return is_one_of(error, FULL)
 
 
 def is_quota(error: OSError) -> bool:
     """Whether this user may have no more, whatever is free."""
-    return is_full(error, (errno.EDQUOT,))
+    return is_one_of(error, (errno.EDQUOT,))
 
 
 @contextlib.contextmanager
@@ -69,7 +74,7 @@ def told(error: OSError) -> str:
 def told_of_inodes(error: OSError, where: str | Path) -> str:
     """What is said, behind a message, of a disk that has room, and takes no more files; "" where it is not so."""
     folder = nearest_folder(Path(where))
-    if not is_full(error, (errno.ENOSPC,)) or (_free_bytes(folder) or 0) < SOME_BYTES:
+    if not is_one_of(error, (errno.ENOSPC,)) or (_free_bytes(folder) or 0) < SOME_BYTES:
         return ""
     # It does not say, or takes any number of them.
     with contextlib.suppress(OSError):
