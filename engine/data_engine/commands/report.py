@@ -19,16 +19,13 @@ from data_engine.commands.work_dir import (
 from data_engine.errors import UserError
 from data_engine.of_pairing import pairs_file
 
-# Where the dataset is, if it has moved since the run; --NAME PATH.
-PLACES = ("dataset_path", "image_root")
-
 
 def main(argv: Sequence[str]) -> int:
     """Write the report again and print its path. Raises UserError without pairs, or where the dataset has changed."""
     logging.basicConfig(level=logging.WARNING, format="data-engine: warning: %(message)s", stream=sys.stderr)
     asked = _parser().parse_args(list(argv))
     work_dir, compared = given_path("WORK_DIR", asked.work_dir), asked.compare
-    places = {name: value for name in PLACES if (value := getattr(asked, name)) is not None}
+    places = {"dataset_path": asked.dataset_path, "image_root": asked.image_root}
     run = open_finished(work_dir, places, name=asked.name)
     if compared is not None:
         if compared == run.name:
