@@ -76,7 +76,10 @@ def has_hub_form(path: str, endings: tuple[str, ...]) -> bool:
 
 
 def is_hub_id(path: str, endings: tuple[str, ...]) -> bool:
-    """The same, and neither it nor its folder exists here: a typo in a path must not cost a minute at the hub."""
+    """Whether `path` is a hub id: it has that form, and neither it nor its folder exists here.
+
+    A typo in a path must not cost a minute at the hub.
+    """
     # Not by Path, which raises where a name is too long.
     return has_hub_form(path, endings) and not os.path.lexists(path) and not os.path.exists(os.path.dirname(path))
 

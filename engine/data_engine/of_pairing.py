@@ -24,12 +24,11 @@ def pairs_file(work_dir: Path, name: str = OWN) -> Path:
 
 
 def of_pairing(run_file: Mapping, told: Mapping) -> dict:
-    """run.json with a pairing's sources of reward, their models, whether those of `implicit` share a tokenizer, and
-    the number of its questions.
+    """run.json with what a pairing was made by: its sources of reward, their models, whether those of `implicit` share
+    a tokenizer, and the number of its questions.
 
-    `told` is what read_metadata gives of the pairing.
-
-    Its own are those of the start that opened the run last, which may be at work still.
+    run.json itself has those of the start that opened the run last, which may be at work still. `told` is what
+    read_metadata gives of the pairing.
     """
     config = run_file.get("config", {}) | {"rewards": told["rewards"]}
     config |= _optional_flags(run_file, told) | _needed_flags(config, told) | _aspect_flags(config, told)

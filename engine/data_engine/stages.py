@@ -258,8 +258,9 @@ class RunStages:
         return source.rank_by or source.columns
 
     def summed_up(self, rank_by: Sequence[str]) -> tuple[str, ...]:
-        """The reward columns that a run sums up: those that rank, then the default ones of each source of which none
-        ranks, and the others of one whose columns all rank by default.
+        """The reward columns whose totals a run tells: those that rank, and then more of its sources.
+
+        A source of which no column ranks adds its default ones, as does one whose columns all rank by default.
         """
         found = list(rank_by)
         for name in self.sources:

@@ -67,7 +67,7 @@ def parse(argv: Sequence[str], command: str = "run") -> RunConfig:
 
 
 def read(argv: Sequence[str], command: str = "run") -> Draft:
-    """The same, with all that is wrong with it beside it. --help prints and exits."""
+    """The configuration that a command line asks for, and all of its mistakes. --help prints and exits."""
     problems, meant = Collected(), set()
     if sum(word.partition("=")[0] == "--config" for word in argv) > 1:
         problems.note(UserError("--config is given twice; name one file, and what differs from it by flags"))

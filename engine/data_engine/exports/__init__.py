@@ -156,7 +156,7 @@ def add_files(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def first_gone(without_source: Mapping[int | str, str]) -> str:
-    """Of questions that can no longer be read, by idx, the first with what is wrong with it; empty where all can."""
+    """The first question that can no longer be read, and why; empty where all can. `without_source`: idx -> why."""
     return next((f"idx {idx!r}: {problem}" for idx, problem in without_source.items()), "")
 
 

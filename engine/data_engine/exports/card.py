@@ -157,7 +157,7 @@ def _model(role: str, run_file: Mapping) -> tuple[str, str]:
 
 
 def _base(role: str, run_file: Mapping) -> tuple[str, str]:
-    """The same of the base of an adapter."""
+    """What the base of a role's adapter is called, and its commit: see _model."""
     folder = (run_file.get("models", {}).get(role, {}).get("folders") or [""])[0]
     return _called(folder, folder or run_file["config"].get(f"{role}_base_model_path") or "")
 

@@ -31,7 +31,7 @@ Fits = Callable[[Question], bool]
 
 
 def always(question: Question) -> bool:
-    """Of a format that has a place for every question."""
+    """The `fits` of a format that has a place for every question."""
     return True
 
 
@@ -99,7 +99,7 @@ class Cleaned:
     def cleaned(
         self, groups: Iterable[QuestionRows], columns: Sequence[str], fits: Fits = always
     ) -> Iterator[QuestionRows]:
-        """Of each question the rows that can be trained on, with texts that a trainer reads as texts.
+        """Each question with those of its rows that can be trained on; a trainer reads their texts as texts.
 
         `columns` name the answers of a row. Its key "rewritten" tells whether a text is not as the models had it: one
         of these, or one of the question.

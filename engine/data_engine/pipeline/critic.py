@@ -137,7 +137,7 @@ class Critic:
         return question, list(zip(texts, asked, self._prompts(asked, pictures), strict=True))
 
     def _prompts(self, asked: Sequence[Conversation], pictures: Sequence[Image.Image]) -> list[Prompt | str]:
-        """Of each, the prompt, or why there is none."""
+        """The prompt of each conversation, or why it has none."""
         most = self._context.config.max_megapixels
         try:
             return self._model.prompts(asked, pictures, False, most)

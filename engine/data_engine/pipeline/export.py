@@ -69,7 +69,7 @@ class FinishedRun:
 
     @functools.cached_property
     def stages(self) -> RunStages:
-        """Of the run."""
+        """The stages of the run."""
         return RunStages.of(self.run_file["config"])
 
     @functools.cached_property
@@ -91,7 +91,7 @@ class FinishedRun:
 
     @functools.cached_property
     def settings(self) -> Settings:
-        """Of the pairing."""
+        """The settings of the pairing."""
         return Settings.from_json(self.metadata["settings"])
 
     @property

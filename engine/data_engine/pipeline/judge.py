@@ -44,10 +44,10 @@ class Reading(Protocol):
         """What the judge reads of an answer to a question."""
 
     def of_hidden(self, hidden_ND: Tensor) -> Tensor:
-        """fp32 [N], of last hidden states of the last tokens."""
+        """The scores, fp32 [N], of the last hidden states of the last tokens."""
 
     def of_end(self, hidden_D: Tensor, logits_V: Tensor) -> Tensor:
-        """The same of one, by the logits of the model's own forward, which no head of ours made."""
+        """The score of one answer where the model's own forward ran, which gives the logits itself."""
 
 
 class YesNo:

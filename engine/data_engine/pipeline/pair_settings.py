@@ -52,7 +52,7 @@ class Settings:
 
     @classmethod
     def from_json(cls, told: Mapping) -> "Settings":
-        """Those that a file of pairs tells."""
+        """The settings that a file of pairs tells."""
         values = {name: told[name] for name in cls.__dataclass_fields__ if name in told}
         if "rank_by" in values:
             values["rank_by"] = tuple(values["rank_by"].split(","))

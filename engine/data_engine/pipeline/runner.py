@@ -28,7 +28,7 @@ class AnswersByUnit(Protocol):
     """The answers of --answers."""
 
     def of_unit(self, unit: int) -> list[list[GivenAnswer]]:
-        """Those to each question of a unit."""
+        """The answers to each question of a unit."""
 
     def read(self, conversation: Conversation, answer: GivenAnswer) -> ReadAnswer:
         """The final answer of one of them, behind that conversation, and the thought before it."""

@@ -69,7 +69,7 @@ def blind_runner(context: StageContext) -> AnswerRunner:
 
 
 class _DrawnRunner(AnswerRunner):
-    """That of the model which drew the answers: where another engine did, its log-probs are held against ours."""
+    """The runner for the model that drew the answers; where another engine ran it, both's log-probs are compared."""
 
     def __init__(self, context: StageContext, settings: ScoreSettings) -> None:
         scorer = LogProbs(context.model, settings, context.decode)

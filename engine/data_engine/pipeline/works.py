@@ -26,7 +26,7 @@ class Work(Protocol):
     """answers of which nothing is computed, by their places among the question's, and why"""
 
     def halves(self) -> tuple["Work", "Work"] | None:
-        """The same for the first and the second half of its answers; None where there is one answer."""
+        """The work of the first and of the second half of its answers; None where there is one answer."""
 
     def counted(self, found: list[Tensor]) -> list[Tensor | None]:
         """What counts of the numbers of each answer; None where nothing does."""
@@ -141,7 +141,7 @@ def halving(scorer: Scorer, works: Sequence[Work]) -> tuple[list[list[Tensor] | 
 
 
 def _in_halves(scorer: Scorer, halves: tuple[Work, Work]) -> tuple[list[list[Tensor] | None], int]:
-    """The same of one question, its answers in two halves."""
+    """What is computed of one question, its answers in two halves; and how often memory ran out."""
     ([first], one), ([second], other) = (halving(scorer, [part]) for part in halves)
     return [first + second if first and second else None], one + other
 

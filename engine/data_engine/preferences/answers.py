@@ -40,7 +40,7 @@ class Answers:
 
     @classmethod
     def of_rows(cls, rows: Iterable[RewardedAnswer], names: Iterable[str]) -> "Answers":
-        """The same as rows, in any order; `names` of their rewards."""
+        """From the rows of one question, in any order; `names` are those of their rewards."""
         rows = sorted(rows, key=lambda row: row["sample_index"])
         rewards = {name: [row[name] for row in rows] for name in names}
         return cls(rows[0]["idx"], [row["sample_index"] for row in rows], [row["answer"] for row in rows], rewards)

@@ -52,7 +52,7 @@ class LengthBalance:
         return 0.0
 
     def mean_difference(self, alpha: float, rule: PairRule) -> float | None:
-        """Of all candidate pairs: words of the chosen answer minus words of the rejected one; None without pairs."""
+        """The mean over all candidate pairs of words(chosen) - words(rejected); None without pairs."""
         total, num_pairs = 0, 0
         for words, pairs in self._picked(replace(rule, length_alpha=alpha)):
             for good, bad in pairs:

@@ -41,7 +41,7 @@ class Conversation:
         return replace(self, messages=(Message("system", (system,)), *self.messages))
 
     def without_images(self) -> "Conversation":
-        """The same texts; a message of images alone has an empty one."""
+        """The conversation without its images; a message that had nothing else has an empty text."""
         messages = (
             replace(message, content=tuple(part for part in message.content if isinstance(part, str)) or ("",))
             for message in self.messages

@@ -140,7 +140,7 @@ class Questions:
 
     @property
     def num_rows(self) -> int:
-        """Of the dataset, with those that `limit` leaves out."""
+        """The number of rows of the dataset, those that `limit` leaves out among them."""
         return len(self._every_idx)
 
     def __len__(self) -> int:
@@ -169,7 +169,7 @@ class Questions:
                 yield self._question(next(ids), questions, i, problems[i], extra)
 
     def records(self, rows: range) -> Iterator[dict]:
-        """The same rows without their pictures, as rules read them: idx, question, and the further columns' values.
+        """Consecutive rows without their pictures, as rules read them: idx, question, and the further columns' values.
 
         A question that cannot be read is None.
         """

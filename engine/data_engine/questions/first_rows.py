@@ -38,13 +38,13 @@ def none_usable(count: int, of: str = "") -> str:
 
 
 def most_frequent(reasons: Sequence[str]) -> tuple[str, int]:
-    """Of the most frequent kind of reason the first one, and how many rows have such: each may name its own file."""
+    """The first reason of the most frequent kind, and how many rows have such: each may name its own file."""
     kind, count = Counter(map(kind_of, reasons)).most_common(1)[0]
     return next(reason for reason in reasons if kind_of(reason) == kind), count
 
 
 def _problems(questions: Questions, max_megapixels: float, decode: Decode) -> Iterator[str | None]:
-    """Of each of the first rows: why it cannot be used, or None."""
+    """Why each of the first rows cannot be used, or None."""
 
     def problem_of(question: Question) -> str | None:
         try:

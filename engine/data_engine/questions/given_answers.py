@@ -147,7 +147,7 @@ class _Gathering:
         self._count()
 
     def in_order(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of the rows that are used, by question: their places, and where their records begin and how long they are."""
+        """The places of the rows that are used, ordered by question, and the starts and sizes of their records."""
         sizes, places = _numbers(self._sizes), _numbers(self._places)[self._used]
         order = np.argsort(places, kind="stable")
         rows = self._used[order]

@@ -57,7 +57,7 @@ class Ahead(Iterator[Result]):
 def ahead(
     function: Callable[[Item], Result], items: Iterable[Item], depth: int = DEPTH, workers: int = WORKERS
 ) -> Iterator[Result]:
-    """As Ahead, which is closed where it is left early."""
+    """The results of Ahead, which is closed where the iteration is left early."""
     results = Ahead(function, items, depth, workers)
     try:
         yield from results

@@ -45,7 +45,7 @@ class ReadAnswer(NamedTuple):
 
     @property
     def thought_columns(self) -> dict[str, object]:
-        """Those of schemas.THOUGHTS."""
+        """The values of the columns schemas.THOUGHTS."""
         return {"thought": self.thought, "thought_tokens": None if self.thought is None else self.thought_tokens}
 
 

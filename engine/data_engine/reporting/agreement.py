@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of two rewards over the pairs that have both."""
+    """How far two rewards agree, over the pairs that have both."""
 
     first: str
     second: str
@@ -29,7 +29,7 @@ def agreements(differences: Mapping[str, np.ndarray]) -> list[Agreement]:
 
 
 def agreement(first: tuple[str, np.ndarray], second: tuple[str, np.ndarray]) -> Agreement:
-    """Of two rewards, each with its name; pairs in which one has no finite number do not count."""
+    """How far two rewards, each with its name, agree; pairs in which one has no finite number do not count."""
     both = np.isfinite(first[1]) & np.isfinite(second[1])
     one, other = first[1][both], second[1][both]
     if not len(one):

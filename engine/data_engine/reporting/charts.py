@@ -82,7 +82,7 @@ def mean_of(values: np.ndarray) -> float:
 
 
 def bin_edges(values: np.ndarray) -> np.ndarray:
-    """Of NUM_BINS equal bins that hold all but the outermost half percent on each side; integers have whole bins."""
+    """The edges of NUM_BINS equal bins, without the outermost half percent on each side; integers have whole bins."""
     # Each of them is one of the numbers, so that fewer than 200 are all in their places.
     low, high = (np.quantile(values, at, method=side) for at, side in ((0.005, "lower"), (0.995, "higher")))
     # Of huge numbers, half of one is less than their rounding.

@@ -72,7 +72,7 @@ def draw(rows: np.ndarray, number: int, name: str) -> np.ndarray:
 
 
 def _even_shares(sizes: Sequence[int], room: int) -> list[int]:
-    """As even as the sizes allow; they sum up to `room`, or to all there is."""
+    """How many of each size are taken: as evenly as the sizes allow, `room` in all, or all that there are."""
     shares = [0] * len(sizes)
     for at in sorted(range(len(sizes)), key=lambda at: sizes[at]):
         left = sum(1 for other in range(len(sizes)) if (sizes[other], other) >= (sizes[at], at))

@@ -41,7 +41,7 @@ class Overlap:
 
 
 def comparison_path(work_dir: Path, one: str, other: str) -> Path:
-    """Of the page that compares two pairings."""
+    """Where the page that compares two pairings is."""
     return work_dir / "report/compare" / one / other / "index.html"
 
 

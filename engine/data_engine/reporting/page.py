@@ -28,7 +28,7 @@ PER = {"sum": " of the answer", "avg": " a token"}
 
 
 def report_path(work_dir: Path, name: str = OWN) -> Path:
-    """Of the page about a pairing: report/index.html, of another one report/NAME/index.html."""
+    """Where the page about a pairing is: report/index.html for the run's own, report/NAME/index.html for another."""
     return work_dir / "report" / ("" if name == OWN else name) / "index.html"
 
 

@@ -59,7 +59,7 @@ def _is_vector(item: object) -> bool:
 
 
 def _filled(items: list) -> list:
-    """Those that are no null and no blank text; nor NaN, as which pandas writes a null."""
+    """The items without nulls, blank texts and NaN, as which pandas writes a null."""
     return [item for item in items if item is not None and item == item and str(item).strip()]
 
 

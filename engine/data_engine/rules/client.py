@@ -64,7 +64,7 @@ class RuleProcess:
             raise UserError(f'rule "{self._rule.shown}": {killed}')
 
     def _started(self) -> str | None:
-        """As `start`; what is said where the system has killed the worker."""
+        """Start the worker, if there is none, as `start` does. Returns what is said where the system has killed it."""
         if self._worker is not None:
             return None
         # Sets and hashes are in the same order in every worker. What a rule prints would go between the lines of the
@@ -114,7 +114,7 @@ class RuleProcess:
         return 0 if worker is None else worker.end()
 
     def _ended(self, processor_s: float, clock_s: float) -> tuple[str, bool]:
-        """What ended the worker, in words, where it had so much time, and whether the machine did; it is cleaned up."""
+        """Clean up a worker that has ended. Returns why, with the time it had, and whether the machine ended it."""
         worker, self._worker = self._worker, None
         code = worker.end() if worker.late else worker.ended()
         if code == -signal.SIGPROF:

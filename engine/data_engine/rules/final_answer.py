@@ -42,7 +42,7 @@ def final_answer(row: dict, answers: list[str]) -> list[float | None]:
 
 
 def warning(answers: list[str]) -> str | None:
-    """That no answer has a final answer, as where questions ask for a single word: each is wrong then."""
+    """A warning where no answer has a final answer, as where questions ask for a single word: each is wrong then."""
     if not answers or any(extracted(answer) is not None for answer in answers):
         return None
     return (

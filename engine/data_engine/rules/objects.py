@@ -97,7 +97,7 @@ def _plurals(word: str) -> set[str]:
 
 
 def _singulars(word: str) -> set[str]:
-    """Those that a word may be the plural of; one that is none is in no text."""
+    """The words that a word may be the plural of. A wrong one does no harm: it is in no text."""
     if not word.endswith("s") or word.endswith(("ss", "us", "is")) or len(word) < 4:
         return set()
     found = {word[:-1]}

@@ -39,7 +39,7 @@ NO_MEMORY = "it needs more memory than a rule may have"
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one question, except for the import, and the memory, which is the process's."""
+    """What one question may use; `import_s` is of the import, `memory_bytes` of the whole process."""
 
     processor_s: float = 10
     """processor time: independent of what else the machine does"""

@@ -20,12 +20,12 @@ def is_absent(error: OSError) -> bool:
 
 
 def is_there(path: Path) -> bool:
-    """As Path.exists. Raises OSError where the file system cannot tell."""
+    """Whether a path exists, as Path.exists. Raises OSError where the file system cannot tell."""
     return _mode(path) is not None
 
 
 def is_file(path: Path) -> bool:
-    """As Path.is_file. Raises OSError where the file system cannot tell."""
+    """Whether a path is a file, as Path.is_file. Raises OSError where the file system cannot tell."""
     mode = _mode(path)
     return mode is not None and stat.S_ISREG(mode)
 
@@ -44,7 +44,7 @@ def _mode(path: Path) -> int | None:
 
 
 def matching(folder: Path, pattern: str) -> list[Path]:
-    """As Path.glob, sorted; only the last part of the pattern may have wildcards.
+    """The paths that match, sorted, as Path.glob finds them; only the last part of the pattern may have wildcards.
 
     Raises OSError where the file system cannot tell.
     """

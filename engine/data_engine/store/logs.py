@@ -73,7 +73,7 @@ def unit_lines(work_dir: Path) -> Iterator[dict]:
 
 
 def unit_lines_by_rank(work_dir: Path) -> Iterator[tuple[str, dict]]:
-    """The same, each with the rank that wrote it; of a run in several shards SHARD:RANK, as `status` calls it."""
+    """The lines about units, each with the rank that wrote it, as `status` calls it: SHARD:RANK in several shards."""
     for rank, entry in _lines(work_dir):
         try:
             entry |= {"stage": str(entry["stage"])}

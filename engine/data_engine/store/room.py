@@ -114,7 +114,7 @@ def _free_bytes(folder: Path) -> int | None:
 
 
 def _bytes_in(folder: Path, without: Path | None = None) -> int:
-    """Of all files below a folder, but for those of a folder in it."""
+    """The bytes of all files below a folder; those below `without`, a folder in it, are left out."""
     found = 0
     for path in folder.rglob("*"):
         if without is None or not path.is_relative_to(without):

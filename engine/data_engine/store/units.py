@@ -103,7 +103,7 @@ def published(work_dir: Path, stage: str) -> set[int]:
 
 
 def missing(work_dir: Path, stage: str, wanted: Iterable[int]) -> list[int]:
-    """Those of `wanted` that are not on disk, in order.
+    """The units of `wanted` that are not on disk, in order.
 
     A shared file system may list a folder as it was a while ago; a file asked for by its name is looked for anew.
     """

@@ -159,7 +159,7 @@ def _unit_times(lines: list[bytes], now: float, unneeded: Collection[bytes] = ()
 
 
 def _kept(lines: list[UnitTime], now: float) -> list[UnitTime]:
-    """Those that a pace needs, of lines in order of time."""
+    """The lines that a pace needs, from lines in order of time."""
     longest = max((line.seconds for line in lines), default=0.0)
     since = now - lately_s(longest)
     first = next((at for at, line in enumerate(lines) if line.time > since), len(lines))

@@ -193,7 +193,7 @@ class Progress:
 
     @property
     def seconds_left_at_least(self) -> float | None:
-        """The same, of the stages that have a pace; None where none has, or nobody works."""
+        """The seconds left of the stages that have a pace; None where none has, or nobody works."""
         known = [stage for stage in self.stages if stage.left and stage.pace]
         if not any(stage.left for stage in self.stages):
             return 0.0
@@ -281,7 +281,7 @@ def _is_of_later_start(other: ProcessSeen, one: ProcessSeen) -> bool:
 
 
 def _is_same_shard(one: ProcessSeen, other: ProcessSeen) -> bool:
-    """Of a run that is divided anew, all shards of the earlier division count as the same."""
+    """Whether two processes are of one shard; where a run was divided anew, of any shard of the earlier division."""
     if one.shard is None or other.shard is None:
         return True
     return one.shard == other.shard or one.shard[1] != other.shard[1]

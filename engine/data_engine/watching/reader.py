@@ -165,7 +165,7 @@ class Reader:
 
 
 def _stage_names(run_file: Mapping, held: Sequence[claims.Held]) -> list[str]:
-    """Those of the last start, and any other that a rank is at: of a start with other sources of reward."""
+    """The stages of the last start, and others that a rank works on, in a start with other sources of reward."""
     own = RunStages.of(run_file.get("config", {})).by_name
     return [*own, *sorted({claim.stage for claim in held if claim.stage in known()} - own.keys())]
 

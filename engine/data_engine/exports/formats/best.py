@@ -26,7 +26,7 @@ def best_of_each(cleaned: Cleaned, fits: Fits = always) -> Iterator[tuple[Key, Q
 
 
 def _good_enough(cleaned: Cleaned, best: Iterable[Mapping]) -> Iterator[Mapping]:
-    """Those of at least the least reward that is asked for, such as right ones by a rule; the others are counted."""
+    """The best answers whose reward is at least min_reward, such as right ones by a rule; the others are counted."""
     least, name = cleaned.source.min_reward, cleaned.source.rank_by[0]
     reward = IMPLICIT_ONLY.get(name, name)
     for row in best:
@@ -37,9 +37,10 @@ def _good_enough(cleaned: Cleaned, best: Iterable[Mapping]) -> Iterator[Mapping]
 
 
 def best_answers(answers: Iterable[Mapping]) -> Iterator[Mapping]:
-    """Of rows of schemas.scored the best one of each question, whose places in all rankings have the smallest sum.
+    """The best answer to each question, from rows of schemas.scored: its places in all rankings have the smallest sum.
 
-    Equal ones go by their place in the first ranking, then by sample_index. One that has none to rank against is it.
+    Of answers with an equal sum, the place in the first ranking decides, then sample_index. An answer that has no other
+    to be ranked with is the best.
     """
     for _, group in itertools.groupby(answers, key=itemgetter("idx")):
         rows = list(group)

@@ -97,7 +97,7 @@ def _prompt(question: Question, pictures: PictureFiles, model_type: str | None) 
 
 
 def _answered(prompt: Mapping, text: str) -> dict:
-    """The same columns, with an answer as the last turn."""
+    """The columns of PROMPT, with an answer as the last turn."""
     return {**prompt, "conversations": [*prompt["conversations"], _turn("gpt", text)]}
 
 

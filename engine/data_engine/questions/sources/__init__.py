@@ -124,7 +124,7 @@ def _way_to_read(file: Path) -> str:
 
 
 def _source_of(files: list[Path], names: ColumnNames) -> Source:
-    """Of files of one kind, by the ending of their names."""
+    """The source of files of one kind, which the ending of their names tells."""
     name = files[0].name.lower()
     if name.endswith(".arrow"):
         return DatasetsSource(load_arrow(files), f'dataset "{files[0].parent}"', names)

@@ -38,7 +38,7 @@ class ColumnNames:
     """columns that are read besides those of the engine, by its names; None: all that there are"""
 
     def are_read(self, columns: Iterable[str]) -> list[str]:
-        """Those of the columns, by the engine's names, that are read: the engine's own first, each once."""
+        """The columns that are read, by the engine's names, each once: the engine's own come first."""
         own, columns = (*INPUT_COLUMNS, *OPTIONAL_COLUMNS), dict.fromkeys(columns)
         further = columns if self.further is None else [name for name in columns if name in self.further]
         return list(dict.fromkeys([*(name for name in own if name in columns), *further]))
@@ -79,7 +79,7 @@ SAME_NAMES = ColumnNames()
 
 
 def meant_for(ours: str, theirs: Iterable[str]) -> str | None:
-    """That of the dataset's columns which may be the engine's: it is often called so, or it is a typo."""
+    """The column of the dataset that may be meant by the engine's: it is often called so, or it is a typo."""
     # --columns takes no name with a comma.
     plain = {_plain(one): one for one in reversed([*theirs]) if "," not in one}
     called = next((plain[name] for name in (_plain(ours), *_OFTEN_CALLED.get(ours, ())) if name in plain), None)
