@@ -20,8 +20,7 @@ from data_engine.flag_files import look_up, nearest_path
 from data_engine.questions.batch import QuestionBatch
 from data_engine.questions.column_checks import check_columns, checked_ids, has_images, listed_ids
 from data_engine.questions.conversation import Conversation
-from data_engine.questions.images import BadImage, Decode, MissingImage, decode, which_image
-from data_engine.questions.row_images import read_all
+from data_engine.questions.images import BadImage, Decode, MissingImage, decode, read_each
 from data_engine.questions.sources import open_source
 from data_engine.questions.sources.base import PROBLEM, Source
 from data_engine.questions.sources.column_names import ColumnNames
@@ -222,7 +221,7 @@ class Questions:
             cells = questions.images(row)
             conversation = unnumbered.with_images(len(cells)).with_system(self._system)
             question = question if unnumbered.keeps_text(len(cells)) else conversation.question
-            images = read_all(cells, self.image_root)
+            images = tuple(read_each(cells, lambda cell: cell.read(self.image_root)))
         except BadImage as error:
             missing = problem is None and isinstance(error, MissingImage)
             problem = problem or str(error)
@@ -300,13 +299,7 @@ def read_images(question: Question, max_megapixels: float, decode: Decode = deco
     """The decoded images of a row, in order; the reason of BadRow or images.BadImage says which one is wrong."""
     if question.problem:
         raise BadRow(question.problem)
-    found = []
-    for number, image in enumerate(question.images, 1):
-        try:
-            found.append(decode(image, max_megapixels))
-        except BadImage as error:
-            raise type(error)(which_image(str(error), number, len(question.images))) from None
-    return found
+    return read_each(question.images, lambda image: decode(image, max_megapixels))
 
 
 def left_out_for(question: Question, problem: Exception) -> Question:

@@ -14,9 +14,10 @@ import os
 import re
 import stat
 import threading
+import typing
 import unicodedata
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 from urllib.parse import unquote
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_FILE_BYTES = 1 << 29
 Exif = Literal["apply", "ignore"]
+Item, Result = typing.TypeVar("Item"), typing.TypeVar("Result")
 # How a stored picture becomes upright, by its orientation; 1 is upright, and other values say nothing.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -61,9 +63,17 @@ class MissingImage(BadImage):
     """An image that could not be read for what is missing around it: a file, a mount, a setting, memory."""
 
 
-def which_image(reason: str, number: int, count: int) -> str:
-    """What is wrong with one of the images of a row, counted from 1; where there is one alone, the reason as it is."""
-    return reason if count == 1 else f"image {number} of {count}: {reason}"
+def read_each(images: Sequence[Item], read: Callable[[Item], Result]) -> list[Result]:
+    """`read` of each image of a row. Where it raises BadImage, the reason says which of several images is wrong."""
+    found = []
+    for number, image in enumerate(images, 1):
+        try:
+            found.append(read(image))
+        except BadImage as error:
+            if len(images) == 1:
+                raise
+            raise type(error)(f"image {number} of {len(images)}: {error}") from None
+    return found
 
 
 class Decode(Protocol):

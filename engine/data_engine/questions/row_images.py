@@ -13,7 +13,6 @@ from data_engine.questions.images import (
     MissingImage,
     read_under,
     refuse_address,
-    which_image,
 )
 from data_engine.questions.sources.cells import images_in
 from data_engine.questions.sources.column_types import as_bytes, is_list, is_text, list_offsets
@@ -83,17 +82,6 @@ def chosen_cells(image: list[ImageCell] | None, images: list[ImageCell] | None, 
     if "images" in columns:
         raise BadImage("row has no images: the cell is null; an empty list is a row without images")
     return []
-
-
-def read_all(cells: Sequence[ImageCell], image_root: Path | None) -> tuple[bytes, ...]:
-    """The encoded images of a row. Raises BadImage or MissingImage, which say what is wrong with which of them."""
-    found = []
-    for number, cell in enumerate(cells, 1):
-        try:
-            found.append(cell.read(image_root))
-        except BadImage as error:
-            raise type(error)(which_image(str(error), number, len(cells))) from None
-    return tuple(found)
 
 
 def limited(cell: pa.Scalar, most_bytes: int, what: str) -> bytes | None:

@@ -3,7 +3,7 @@
 import json
 
 from data_engine.questions.base64_images import image_bytes
-from data_engine.questions.images import BadImage, which_image
+from data_engine.questions.images import BadImage, read_each
 from data_engine.questions.sources.base import PROBLEM
 from data_engine.schemas import INPUT_COLUMNS, OPTIONAL_COLUMNS
 
@@ -92,14 +92,8 @@ def images_in(value: object) -> list | None:
     value = [value] if isinstance(value, str | dict) else value
     if not isinstance(value, list):
         raise BadImage(f"images is {_kind(value)}; expected a list of images")
-    found = []
-    for number, item in enumerate(value, 1):
-        try:
-            # A list of images in the place of one is no image.
-            found.append(_image([item] if isinstance(item, list) else item))
-        except BadImage as error:
-            raise BadImage(which_image(str(error), number, len(value))) from None
-    return found
+    # A list of images in the place of one is no image.
+    return read_each(value, lambda item: _image([item] if isinstance(item, list) else item))
 
 
 def _is_message(item: object) -> bool:
