@@ -166,7 +166,7 @@ ON_A_CLUSTER = [one.text for one in SHOWN if one.elsewhere and (one.elsewhere.by
 
 def _understand_submit(words: list[str]) -> None:
     options, flags = own_options(words, "submit", submit.USAGE)
-    submit._number(options)
+    submit._num_jobs(options)
     submit._check_can_submit(parse(flags))
 
 

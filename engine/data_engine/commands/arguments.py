@@ -112,6 +112,16 @@ def own_options(argv: Sequence[str], command: str, usage: str) -> tuple[dict[str
     return options, flags
 
 
+def own_number(options: Mapping[str, str], name: str, usage: str, expected: str = "a whole number") -> int:
+    """The value of an own option that is a count. Raises UserError where it is missing, or none."""
+    text = options.get(name)
+    if text is None:
+        raise UserError(f"missing: --{name}; {usage}")
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f'{name} must be {expected}, at least 1, got "{text}"')
+    return int(text)
+
+
 def _is_yaml(word: str) -> bool:
     return word.lower().endswith((".yaml", ".yml"))
 

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
-from data_engine.commands.arguments import own_options, read
+from data_engine.commands.arguments import own_number, own_options, read
 from data_engine.commands.examples import shown
 from data_engine.commands.work_dir import told_of_disk
 from data_engine.config import RunConfig
@@ -92,7 +92,7 @@ def read_loop(argv: Sequence[str]) -> Asked:
     draft, problems = read(flags, "loop"), Collected()
     num_rounds = 0
     with problems.noting():
-        num_rounds = _number(options.get("rounds"))
+        num_rounds = own_number(options, "rounds", USAGE)
     with problems.noting():
         if train is None:
             raise UserError(f"missing: --train; {USAGE}")
@@ -126,14 +126,6 @@ def _check_rounds(loop: RunConfig, num_rounds: int) -> None:
                 with problems.noting(), naming_flag(config, role):
                     resolve(getattr(config, path_flag), getattr(config, revision_flag))
     problems.raise_any()
-
-
-def _number(text: str | None) -> int:
-    if text is None:
-        raise UserError(f"missing: --rounds; {USAGE}")
-    if not text.isdecimal() or int(text) < 1:
-        raise UserError(f'rounds must be a whole number, at least 1, got "{text}"')
-    return int(text)
 
 
 def _check_whole(config: RunConfig) -> None:

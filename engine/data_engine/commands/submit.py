@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_engine.commands import validate
-from data_engine.commands.arguments import own_options, read
+from data_engine.commands.arguments import own_number, own_options, read
 from data_engine.commands.examples import shown
 from data_engine.config import RunConfig
 from data_engine.errors import Collected, UserError
@@ -58,13 +58,13 @@ def main(argv: Sequence[str]) -> int:
     options, flags = own_options(argv, "submit", USAGE)
     draft, problems = read(flags, "submit"), Collected()
     config = draft.config
-    for check in (lambda: _number(options), lambda: _words(options), lambda: _check_can_submit(config)):
+    for check in (lambda: _num_jobs(options), lambda: _words(options), lambda: _check_can_submit(config)):
         with problems.noting():
             check()
     # A login node may have no GPU, and the jobs one.
     here = replace(config, device="auto") if config.device.startswith("cuda") else config
     found = require_all(draft._replace(config=here, problems=[*problems.found, *draft.problems]))
-    num_jobs, (extra, extra_pair) = _number(options), _words(options)
+    num_jobs, (extra, extra_pair) = _num_jobs(options), _words(options)
     output.warn([*found.warnings, *filter(None, [empty_shards(found, num_jobs)])])
     print(validate.describe(found), flush=True)
 
@@ -103,13 +103,8 @@ def sbatch_folder() -> Path:
     return found
 
 
-def _number(options: Mapping[str, str]) -> int:
-    text = options.get("array")
-    if text is None:
-        raise UserError(f"missing: --array; {USAGE}")
-    if not text.isdecimal() or int(text) < 1:
-        raise UserError(f'array must be a whole number of jobs, at least 1, got "{text}"')
-    return int(text)
+def _num_jobs(options: Mapping[str, str]) -> int:
+    return own_number(options, "array", USAGE, "a whole number of jobs")
 
 
 def _words(options: Mapping[str, str]) -> list[list[str]]:
