@@ -25,7 +25,7 @@ from data_engine import schemas
 from data_engine.config import RunConfig
 from data_engine.of_pairing import pairs_file
 from data_engine.pipeline.pair_settings import Settings
-from data_engine.preferences.counts import Funnel
+from data_engine.preferences.funnel import Funnel
 from data_engine.store import units
 
 TOKENS_AN_ANSWER = 100

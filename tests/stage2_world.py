@@ -17,7 +17,7 @@ from data_engine.config import RunConfig
 from data_engine.pipeline import pair
 from data_engine.pipeline.pair_settings import Settings
 from data_engine.pipeline.rewarded import Stored
-from data_engine.preferences.counts import Funnel
+from data_engine.preferences.funnel import Funnel
 from data_engine.questions.dataset import Questions, load_questions
 from data_engine.stages import RunStages
 from data_engine.store import units

@@ -18,7 +18,7 @@ from data_engine import exports
 from data_engine.commands.arguments import parse
 from data_engine.exports.base import Written
 from data_engine.exports.card import PICTURE, Card, text
-from data_engine.preferences.counts import Funnel
+from data_engine.preferences.funnel import Funnel
 from data_engine.reporting import plots
 from data_engine.reporting.picture import picture
 from data_engine.rewards.sentences import SENTENCES

@@ -15,7 +15,7 @@ from watched_run import described
 from data_engine.config import RunConfig
 from data_engine.exports.base import ExportSource
 from data_engine.job import last_step
-from data_engine.preferences.counts import Funnel
+from data_engine.preferences.funnel import Funnel
 from data_engine.questions.dataset import load_questions
 from data_engine.questions.images import as_seen
 from data_engine.reporting import page

@@ -16,7 +16,7 @@ from thinkers import FAMILIES
 from data_engine import load_model, sample_answers, score_answers
 from data_engine.config import RunConfig
 from data_engine.job import worker
-from data_engine.preferences.counts import Funnel
+from data_engine.preferences.funnel import Funnel
 
 END = "</think>"
 LENGTH = 24

@@ -16,7 +16,7 @@ from run_files import hostile_rows, noise, png, read, wide_picture, write
 from data_engine.errors import UserError
 from data_engine.job import last_step, model_holder, worker
 from data_engine.planning.own_folders import FOLDERS
-from data_engine.preferences.counts import Funnel
+from data_engine.preferences.funnel import Funnel
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native.scheduler import sample
 from data_engine.sampling.requests import PromptRequest

@@ -10,7 +10,7 @@ from run_files import read
 
 from data_engine import exports, load_model, score_answers, stages
 from data_engine.job import worker
-from data_engine.preferences.counts import Funnel
+from data_engine.preferences.funnel import Funnel
 from data_engine.questions.dataset import load_questions
 from data_engine.scoring.logprobs import plain_token_logps
 

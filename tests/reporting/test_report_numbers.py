@@ -16,7 +16,7 @@ from report_page import Page
 from stage2_world import make_world
 
 from data_engine import schemas
-from data_engine.preferences.counts import Funnel
+from data_engine.preferences.funnel import Funnel
 from data_engine.questions import images
 from data_engine.questions.conversation import Conversation, Message
 from data_engine.reporting import agreement, charts, choice, facts

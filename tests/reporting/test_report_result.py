@@ -10,7 +10,7 @@ import pytest
 from report_page import Page
 from stage2_world import make_world
 
-from data_engine.preferences.counts import Funnel
+from data_engine.preferences.funnel import Funnel
 from data_engine.reporting import about, plots
 from data_engine.reporting.columns import PairNumbers
 from data_engine.reporting.compare import comparison_text

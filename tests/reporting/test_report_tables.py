@@ -14,7 +14,7 @@ from report_page import Page
 from stage2_world import make_world
 
 from data_engine import schemas
-from data_engine.preferences.counts import Funnel
+from data_engine.preferences.funnel import Funnel
 from data_engine.preferences.reward_totals import RewardTotals
 from data_engine.reporting import charts, facts, plots
 from data_engine.reporting.columns import PairNumbers

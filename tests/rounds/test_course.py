@@ -10,7 +10,7 @@ import pytest
 from bound_run import Run
 
 from data_engine.config import RunConfig
-from data_engine.preferences.counts import Funnel
+from data_engine.preferences.funnel import Funnel
 from data_engine.reporting.course import RoundFacts, text
 from data_engine.rounds import page
 from data_engine.rounds.places import Round

@@ -8,7 +8,7 @@ from run_files import read
 
 from data_engine import load_model
 from data_engine.job import worker
-from data_engine.preferences.counts import Funnel
+from data_engine.preferences.funnel import Funnel
 from data_engine.questions.dataset import load_questions
 
 THOUGHT = "<think>All is said.</think>"

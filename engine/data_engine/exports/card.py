@@ -21,7 +21,7 @@ from data_engine.flags import DEFAULTS, FIELD_NAMES
 from data_engine.plural import plural
 from data_engine.preferences import strategies
 from data_engine.preferences.answers import REASONS
-from data_engine.preferences.counts import Funnel
+from data_engine.preferences.funnel import Funnel
 from data_engine.rewards.sentences import SENTENCES
 
 PICTURE = ".report/rewards.png"

@@ -15,7 +15,7 @@ from data_engine.pipeline import pair, unrewarded
 from data_engine.pipeline.export import FinishedRun, read_metadata
 from data_engine.pipeline.pair_settings import Settings, without_effect
 from data_engine.pipeline.rewarded import Stored
-from data_engine.preferences.counts import Funnel
+from data_engine.preferences.funnel import Funnel
 from data_engine.processes.signals import Stop, Stopped
 from data_engine.reporting import page, quarantine
 from data_engine.reporting.timings import Summary

@@ -25,8 +25,8 @@ from data_engine.pipeline.rewarded import Stored
 from data_engine.plural import plural
 from data_engine.preferences import reward_totals
 from data_engine.preferences.candidates import CandidateTable
-from data_engine.preferences.counts import Funnel
 from data_engine.preferences.filters import KEPT
+from data_engine.preferences.funnel import Funnel
 from data_engine.preferences.pairs_metadata import metadata_of, read_funnel
 from data_engine.questions.dataset import Questions
 from data_engine.questions.images import Exif

@@ -21,7 +21,7 @@ from data_engine.pipeline.rewarded import RewardedUnit, Stored, read_rewarded, s
 from data_engine.preferences import strategies
 from data_engine.preferences.answers import REASONS, Answers, places_of, why_not_ranked
 from data_engine.preferences.candidates import NO_SOURCE, CandidateTable
-from data_engine.preferences.counts import Funnel
+from data_engine.preferences.funnel import Funnel
 from data_engine.preferences.length_alpha import LengthBalance
 from data_engine.preferences.reward_totals import RewardTotals, uneven
 from data_engine.preferences.word_count import count_words

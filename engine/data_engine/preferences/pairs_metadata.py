@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from data_engine.of_pairing import OWN, pairs_file
-from data_engine.preferences.counts import Funnel
+from data_engine.preferences.funnel import Funnel
 
 
 def metadata_of(path: Path, *names: str) -> dict:

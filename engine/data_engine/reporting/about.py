@@ -10,7 +10,7 @@ from data_engine.config_checks import has_effect
 from data_engine.of_pairing import FLAGS
 from data_engine.plural import plural
 from data_engine.preferences import filters, strategies
-from data_engine.preferences.counts import Funnel
+from data_engine.preferences.funnel import Funnel
 from data_engine.preferences.pairs_metadata import metadata_of
 from data_engine.reporting import charts
 from data_engine.reporting.columns import RANK_BY, SIDES, WORDS, PairNumbers

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from markupsafe import Markup
 
 from data_engine.of_pairing import pairs_file
-from data_engine.preferences.counts import Funnel
+from data_engine.preferences.funnel import Funnel
 from data_engine.questions.dataset import Questions
 from data_engine.questions.images import Exif
 from data_engine.reporting import about, charts, choice, facts

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from data_engine.preferences.counts import Funnel
+from data_engine.preferences.funnel import Funnel
 from data_engine.preferences.reward_totals import signed
 from data_engine.reporting import charts
 from data_engine.reporting.render import render

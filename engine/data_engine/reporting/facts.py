@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_engine.preferences.counts import Funnel
+from data_engine.preferences.funnel import Funnel
 from data_engine.preferences.pairs_metadata import metadata_of
 from data_engine.preferences.reward_totals import label, signed
 from data_engine.questions.dataset import Questions

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from data_engine.models.checkpoints.adapter_folder import adapters_told
 from data_engine.of_pairing import OWN, pairs_file
-from data_engine.preferences.counts import Funnel
+from data_engine.preferences.funnel import Funnel
 from data_engine.questions.dataset import Questions
 from data_engine.questions.images import Exif
 from data_engine.reporting import about, charts, choice, facts

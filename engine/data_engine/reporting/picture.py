@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from data_engine.preferences.counts import Funnel
+from data_engine.preferences.funnel import Funnel
 from data_engine.reporting.columns import SIDES, WORDS, PairNumbers
 
 
