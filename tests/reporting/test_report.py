@@ -16,8 +16,8 @@ from stage2_world import make_world, pairs_rows, picture
 
 from data_engine.questions.images import BadImage, decode
 from data_engine.reporting import facts
-from data_engine.reporting.columns import PairNumbers
 from data_engine.reporting.page import report_text
+from data_engine.reporting.pair_numbers import PairNumbers
 from data_engine.store import logs
 from data_engine.store.units import unit_path
 

@@ -21,9 +21,9 @@ from data_engine.questions import images
 from data_engine.questions.conversation import Conversation, Message
 from data_engine.reporting import agreement, charts, choice, facts
 from data_engine.reporting.answers import Answers
-from data_engine.reporting.columns import PairNumbers, read_rows
 from data_engine.reporting.compare import comparison_text, funnel_table, joined, overlap
 from data_engine.reporting.gallery import PageData, _fit
+from data_engine.reporting.pair_numbers import PairNumbers, read_rows
 from data_engine.reporting.quarantine import Kind
 from data_engine.reporting.render import escaped_json
 from data_engine.reporting.thumbnails import EXCHANGED, Gallery

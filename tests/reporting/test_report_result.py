@@ -12,9 +12,9 @@ from stage2_world import make_world
 
 from data_engine.preferences.funnel import Funnel
 from data_engine.reporting import about, plots
-from data_engine.reporting.columns import PairNumbers
 from data_engine.reporting.compare import comparison_text
 from data_engine.reporting.page import report_text
+from data_engine.reporting.pair_numbers import PairNumbers
 from data_engine.reporting.picture import picture
 
 NAN = float("nan")

@@ -17,9 +17,9 @@ from data_engine import schemas
 from data_engine.preferences.funnel import Funnel
 from data_engine.preferences.reward_totals import RewardTotals
 from data_engine.reporting import charts, facts, plots
-from data_engine.reporting.columns import PairNumbers
 from data_engine.reporting.compare import comparison_text, margin_chart
 from data_engine.reporting.page import report_text
+from data_engine.reporting.pair_numbers import PairNumbers
 
 FUNNEL = Funnel(
     questions=4, quarantined=1, answers=20, not_ranked=Counter(empty=5), ranked=15, candidate_pairs=10,

@@ -13,7 +13,7 @@ from data_engine.preferences import filters, strategies
 from data_engine.preferences.funnel import Funnel
 from data_engine.preferences.pairs_metadata import metadata_of
 from data_engine.reporting import charts
-from data_engine.reporting.columns import RANK_BY, SIDES, WORDS, PairNumbers
+from data_engine.reporting.pair_numbers import RANK_BY, SIDES, WORDS, PairNumbers
 
 Rows = list[tuple[str, list[str]]]
 """a name, and lines about it"""

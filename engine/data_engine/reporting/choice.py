@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from data_engine.reporting.columns import PairNumbers
+from data_engine.reporting.pair_numbers import PairNumbers
 from data_engine.seeds import seed_for
 
 NUM_PAIRS = 2000

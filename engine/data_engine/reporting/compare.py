@@ -20,8 +20,8 @@ from data_engine.reporting.agreement import disagreement
 from data_engine.reporting.answers import read_run_file
 from data_engine.reporting.charts import Series
 from data_engine.reporting.choice import Choice
-from data_engine.reporting.columns import PairNumbers
 from data_engine.reporting.gallery import MOST_BYTES, PageData, Run, gallery_data, rendered
+from data_engine.reporting.pair_numbers import PairNumbers
 from data_engine.reporting.render import called
 
 Pairing = tuple[str, Funnel]

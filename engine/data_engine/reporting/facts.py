@@ -14,7 +14,7 @@ from data_engine.preferences.pairs_metadata import metadata_of
 from data_engine.preferences.reward_totals import label, signed
 from data_engine.questions.dataset import Questions
 from data_engine.reporting import quarantine
-from data_engine.reporting.columns import KEPT, PairNumbers
+from data_engine.reporting.pair_numbers import KEPT, PairNumbers
 from data_engine.store import logs
 
 Table = list[tuple[str, ...]]

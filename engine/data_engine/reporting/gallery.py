@@ -17,8 +17,8 @@ from data_engine.questions.dataset import Questions
 from data_engine.questions.images import Exif
 from data_engine.reporting.answers import Answers, pieces_of_run, read_answers
 from data_engine.reporting.choice import Choice
-from data_engine.reporting.columns import SIDES, PairNumbers, read_rows
 from data_engine.reporting.heat import Span
+from data_engine.reporting.pair_numbers import SIDES, PairNumbers, read_rows
 from data_engine.reporting.render import escaped_json, render
 from data_engine.reporting.thumbnails import QUALITIES, Gallery, Shown, read_gallery
 from data_engine.stages import SAMPLING, compared

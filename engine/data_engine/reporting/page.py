@@ -18,8 +18,8 @@ from data_engine.reporting import about, charts, choice, facts
 from data_engine.reporting.agreement import Agreement, agreements, disagreement
 from data_engine.reporting.answers import read_run_file
 from data_engine.reporting.charts import Series
-from data_engine.reporting.columns import SIDES, PairNumbers
 from data_engine.reporting.gallery import PageData, Run, gallery_data, rendered
+from data_engine.reporting.pair_numbers import SIDES, PairNumbers
 from data_engine.reporting.render import called
 from data_engine.reporting.timings import Summary
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from data_engine.preferences.funnel import Funnel
-from data_engine.reporting.columns import SIDES, WORDS, PairNumbers
+from data_engine.reporting.pair_numbers import SIDES, WORDS, PairNumbers
 
 
 def picture(pairs: Path, funnel: Funnel) -> bytes | None:

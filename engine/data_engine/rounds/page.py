@@ -11,7 +11,7 @@ from data_engine.errors import UserError, first_line
 from data_engine.of_pairing import pairs_file
 from data_engine.preferences.pairs_metadata import metadata_of, read_funnel
 from data_engine.reporting import course
-from data_engine.reporting.columns import PairNumbers
+from data_engine.reporting.pair_numbers import PairNumbers
 from data_engine.rounds.places import Round, is_one_scale, rounds_of
 from data_engine.store.absent import is_file
 from data_engine.store.atomic import replacing
