@@ -7,7 +7,6 @@ from stage2_world import make_world
 
 from data_engine import build_pairs
 from data_engine.errors import UserError
-from data_engine.preferences import strategies
 
 
 @pytest.fixture
@@ -29,11 +28,10 @@ def test_a_strategy_is_one_file_and_one_line(neighbours):
     assert build_pairs(rows, strategy=neighbours) == []
 
 
-def test_a_whole_pairing_goes_by_the_strategy_of_the_run(neighbours, tmp_path, monkeypatch):
+def test_a_whole_pairing_goes_by_the_strategy_of_the_run(neighbours, tmp_path):
     world = make_world(tmp_path / "world")
     world.publish(tmp_path / "work")
-    monkeypatch.setattr(strategies, "DEFAULT", neighbours)
-    world.pair(tmp_path / "work", distance=1000)
+    world.pair(tmp_path / "work", strategy=neighbours, distance=1000)
     pairs = pq.read_table(tmp_path / "work/pairs/pairs.parquet").to_pylist()
     assert len({pair["idx"] for pair in pairs}) == len(pairs) > 20
 

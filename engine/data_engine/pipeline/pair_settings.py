@@ -29,8 +29,8 @@ class Settings:
     seed: int = 0
     rank_by: tuple[str, ...] = stages.SOURCES["implicit"].rank_by
     """full names of reward columns"""
-    strategy: str | None = None
-    """a name of STRATEGIES; None is the default"""
+    strategy: str = strategies.DEFAULT
+    """a name of STRATEGIES"""
     right: float | None = None
     min_margin: float | None = None
     max_margin: float | None = None
@@ -47,7 +47,6 @@ class Settings:
         values = {name: getattr(config, name) for name in cls.__dataclass_fields__}
         values["rank_by"] = chosen_rewards(config.rank_by, run_stages)
         values["length_alpha"] = config.alpha
-        values["strategy"] = None if config.strategy == strategies.DEFAULT else config.strategy
         return cls(**values)
 
     @classmethod
@@ -75,7 +74,7 @@ class Settings:
     def pair_rule(self) -> PairRule:
         """For a strategy; an alpha that has to be found first is 0."""
         alpha = 0.0 if self.length_alpha in (None, AUTO) else self.length_alpha
-        return PairRule(self.rank, self.distance, self.strategy or strategies.DEFAULT, self.right, alpha)
+        return PairRule(self.rank, self.distance, self.strategy, self.right, alpha)
 
     @property
     def filter_rule(self) -> FilterRule:

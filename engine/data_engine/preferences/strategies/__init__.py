@@ -7,7 +7,7 @@ by how much the word counts of a pair may differ.
 
 import numbers
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from data_engine.config_checks import require_finite, require_whole
 from data_engine.errors import UserError, nearest
@@ -43,7 +43,7 @@ class PairRule:
     """chosen and rejected answers are among so many at the top and at the bottom of a ranking; --rank"""
     max_word_gap: int = 25
     """the word counts of a pair differ by less than this; --distance"""
-    strategy: str = field(default_factory=lambda: DEFAULT)
+    strategy: str = DEFAULT
     """a name of STRATEGIES"""
     right: float | None = None
     """from this reward on an answer is right, for strategies that ask"""
