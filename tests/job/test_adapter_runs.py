@@ -52,12 +52,6 @@ def finished(places):
     return places
 
 
-@pytest.fixture
-def run(finished, tmp_path):
-    """A finished run of its own; the base is where it was."""
-    return finished.copy(tmp_path / "run")
-
-
 def flags(run: Run, **more: object) -> list[str]:
     named = {f"{role}_model_path": run.folder / role for role in KINDS}
     named |= {"dataset_path": run.folder / "questions.parquet", "image_root": run.folder / "pictures"}

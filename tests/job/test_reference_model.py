@@ -24,11 +24,6 @@ def finished(tmp_path_factory, one_thread):
     return run
 
 
-@pytest.fixture
-def run(finished, tmp_path):
-    return finished.copy(tmp_path / "run")
-
-
 def other(run: Run) -> dict[str, str]:
     return {"reference_model_path": str(run.folder / "other")}
 

@@ -22,17 +22,6 @@ from data_engine.preferences.word_count import count_words
 from data_engine.store import units
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return make_world(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture
-def work_dir(world, tmp_path):
-    world.publish(tmp_path / "work")
-    return tmp_path / "work"
-
-
 def expected_pairs(rows, rank=2, distance=25, beta=0.1, seed=0):
     """The same result by plain sums over the whole table at once."""
     rewarded = []

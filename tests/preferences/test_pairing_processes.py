@@ -9,18 +9,6 @@ from pathlib import Path
 import pytest
 from stage2_world import dataset_rows, digest, make_world
 
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return make_world(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture
-def work_dir(world, tmp_path):
-    world.publish(tmp_path / "work")
-    return tmp_path / "work"
-
-
 RUN = """
 import os, signal, sys
 from pathlib import Path
