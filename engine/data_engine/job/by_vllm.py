@@ -2,7 +2,7 @@
 
 from data_engine.config import RunConfig
 from data_engine.job.checkpoints import Checkpoint
-from data_engine.models import chat_options, class_for
+from data_engine.models import class_for
 from data_engine.models.check import Checked
 from data_engine.models.checkpoints.adapter_folder import parts
 from data_engine.models.checkpoints.json_files import ModelError
@@ -33,7 +33,7 @@ def check(config: RunConfig, checkpoint: Checkpoint | Checked, device_type: str)
             "whole models: merge it into its base with peft's merge_and_unload, save that, and pass its folder, or "
             "leave --sampler out"
         )
-    class_for(checkpoint.family, config.chat).prompt_maker(checkpoint.folder, **chat_options(config.chat))
+    class_for(checkpoint.family, config.chat).prompt_maker(checkpoint.folder, config.chat)
     version = require_usable(checkpoint.folder, config.vllm_options, device_type)
     return {"name": config.sampler, "version": version, "same_bytes": False, "told": NOT_SAME_BYTES}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
 from data_engine.config import RunConfig
-from data_engine.models import chat_options, class_for
+from data_engine.models import class_for
 from data_engine.models.check import TOKENIZERS
 from data_engine.models.checkpoints.adapter_folder import model_folder, parts, with_real_places
 from data_engine.models.checkpoints.checkpoint import fingerprint, num_weights
@@ -64,7 +64,7 @@ class Checkpoint:
         folder = model_folder(path)
         family = family_of(folder, name)
         code = class_for(family, chat)
-        side = code.text_side(folder, **chat_options(chat))
+        side = code.text_side(folder, chat)
         return cls(
             tuple(code.folders(folder)), family, side.vocabulary, side.markers, side.control_tokens,
             read_json(folder / "config.json").get("model_type"), _sizes(folder), side.image_processor,

@@ -8,7 +8,7 @@ from pathlib import Path
 from data_engine.config import RunConfig
 from data_engine.errors import BadRow, UserError
 from data_engine.job.checkpoints import Checkpoint
-from data_engine.models import chat_options, class_for
+from data_engine.models import class_for
 from data_engine.models.base import TextSide
 from data_engine.questions import thoughts
 from data_engine.questions.conversation import Conversation
@@ -134,4 +134,4 @@ def _text_side(checkpoint: Checkpoint | None, config: RunConfig) -> TextSide:
     """That of the model to train; without one, thoughts are cut by the marks of published models."""
     if checkpoint is None:
         return TextSide("", ())
-    return class_for(checkpoint.family, config.chat).text_side(checkpoint.folder, **chat_options(config.chat))
+    return class_for(checkpoint.family, config.chat).text_side(checkpoint.folder, config.chat)

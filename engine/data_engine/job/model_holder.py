@@ -11,7 +11,7 @@ import torch
 
 from data_engine.job.path_choice import choose
 from data_engine.job.plan import Plan
-from data_engine.models import chat_options, class_for, load_model
+from data_engine.models import class_for, load_model
 from data_engine.models.memory_errors import naming_no_room
 from data_engine.models.prompt_maker import PromptMaker
 from data_engine.models.roles import naming_flag
@@ -117,7 +117,7 @@ class ModelHolder:
         """What makes the prompts of a model that another engine runs; the one that is held here is let go."""
         self.release()
         checkpoint, chat = self.plan.checkpoints[stage.model], self.plan.config.chat_of(stage.model)
-        return class_for(checkpoint.family, chat).prompt_maker(checkpoint.folder, **chat_options(chat))
+        return class_for(checkpoint.family, chat).prompt_maker(checkpoint.folder, chat)
 
     def drop_runner(self) -> None:
         """Close the runner, with the units that it has not finished."""

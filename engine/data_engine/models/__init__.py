@@ -72,8 +72,8 @@ def load_model(
         family = family_of(folder, name)
         code = class_for(family, settings)
         check_files(folder)
-        options = chat_options(settings) | head_options(family, headed)
-        model = code.load(folder, chosen, pick_dtype(dtype, chosen), split, **options)
+        more = head_options(family, headed)
+        model = code.load(folder, chosen, pick_dtype(dtype, chosen), split, settings, **more)
         on_gpu = model.decoder is not None and merges_linears(chosen, split=split is not None)
         if model.decoder is not None:
             longest = model.max_plain_positions if model.has_plain_path else model.max_positions
@@ -132,8 +132,3 @@ def head_options(family: str, headed: bool) -> dict:
             "transformers' layout"
         )
     return {"headed": True} if headed else {}
-
-
-def chat_options(chat: ChatSettings) -> dict:
-    """A family that has no chat template need not know of it."""
-    return {"chat": chat} if chat else {}

@@ -11,7 +11,7 @@ from pathlib import Path
 from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
 from data_engine.config import RunConfig
 from data_engine.errors import Collected
-from data_engine.models import chat_options, class_for, family_class, head_options
+from data_engine.models import class_for, family_class, head_options
 from data_engine.models.checkpoints.json_files import ModelError, refuse_pointer
 from data_engine.models.checkpoints.weight_files import check_files
 from data_engine.models.registry import AUTO, family_of
@@ -103,4 +103,4 @@ def check_folder(folder: Path, name: str | None = None) -> str:
 
 def check_weights(folder: Path, family: str, chat: ChatSettings = NO_CHAT_SETTINGS, headed: bool = False) -> None:
     """Raise ModelError for what loading would refuse: names, shapes, dtypes of all weights, CLIP tower, tokenizer."""
-    class_for(family, chat).check(folder, **chat_options(chat), **head_options(family, headed))
+    class_for(family, chat).check(folder, chat, **head_options(family, headed))

@@ -17,7 +17,7 @@ from data_engine.errors import BadRow, UserError
 from data_engine.job import by_vllm, given, run_file
 from data_engine.job.checkpoints import Checkpoint, kinship_warnings, why_sums_alone
 from data_engine.job.plan import NO_IMAGES
-from data_engine.models import chat_options, class_for, family_class
+from data_engine.models import class_for, family_class
 from data_engine.models.check import Checked, check_loadable
 from data_engine.models.checkpoints.checkpoint import num_weights
 from data_engine.models.describe import told
@@ -218,7 +218,7 @@ class _Look:
         if native is not None:
             count = native(folder)
             return lambda question, images: count(question.conversation)
-        maker, most = code.prompt_maker(folder, **chat_options(chat)), self.config.max_megapixels
+        maker, most = code.prompt_maker(folder, chat), self.config.max_megapixels
         return lambda question, images: maker.prompt(question.conversation, images, False, most).length
 
     def _refused(self, role: str, counts: list[int], refused: list[str], counter: PromptCounter) -> bool:
