@@ -22,6 +22,6 @@ class OneDevice(TorchDispatchMode):
 
 
 def arrived(values: Tensor, device: torch.device) -> Tensor:
-    """In the place of base.sent, by which numbers of the host get to a GPU without a wait."""
+    """In the place of device.sent, by which numbers of the host get to a GPU without a wait."""
     assert values.device.type == "cpu"
     return torch.empty(values.shape, dtype=values.dtype, device=device)

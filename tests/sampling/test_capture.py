@@ -117,7 +117,7 @@ def test_nothing_waits_for_the_list_of_parts():
 
 
 def test_nothing_in_a_refill_waits(made, prompts):
-    """What it sends goes from pinned memory, see models.base.sent."""
+    """What it sends goes from pinned memory, see models.device.sent."""
     step = made(SamplingParams(repetition_penalty=1.3))
     with Waits() as waits:
         step.prefill(prompts[1], 2, pages(prompts[1]))

@@ -12,6 +12,7 @@ import torch
 
 from data_engine.pipeline import passes
 from data_engine.pipeline.runner import UnitWork
+from data_engine.scoring import arriving
 from data_engine.scoring.arriving import Arriving
 from data_engine.store.sealed import Sealed
 
@@ -233,3 +234,28 @@ def test_questions_of_the_next_unit_are_prepared_while_the_model_is_at_work_on_o
 def test_numbers_that_lie_on_the_host_come_as_they_are():
     found = [[torch.tensor(1.0), torch.tensor([2.0, 3.0])], None]
     assert Arriving(found).read() is found
+
+
+class OnCard(torch.Tensor):
+    """A tensor that says that it lies on a GPU."""
+
+    is_cuda = True
+
+
+def test_numbers_of_a_device_come_by_one_copy_in_their_shapes(monkeypatch):
+    copied = []
+
+    class Copy:
+        def __init__(self, values):
+            copied.append(values.tolist())
+
+        def read(self):
+            return torch.tensor(copied[0])
+
+    monkeypatch.setattr(arriving, "HostCopy", Copy)
+    first, second, third = (torch.tensor(one).as_subclass(OnCard) for one in ([1.0, 2.0], 3.0, [[4.0], [5.0]]))
+    found = Arriving([[first, second], None, [third]]).read()
+    assert copied == [[1.0, 2.0, 3.0, 4.0, 5.0]]
+    assert [question and [one.tolist() for one in question] for question in found] == [
+        [[1.0, 2.0], 3.0], None, [[[4.0], [5.0]]],
+    ]  # fmt: skip

@@ -5,7 +5,8 @@ prompts of equal length so that nothing is padded.
 Each way returns how many tokens it scored or drew. Shapes as in model.py.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,7 @@ from data_engine.models.auto.own_decoding import whole_rows
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native.scheduler import SamplingEngine
 from data_engine.sampling.requests import PromptRequest
-from data_engine.scoring.arriving import read_behind
+from data_engine.scoring.arriving import Arriving
 from data_engine.scoring.logprobs import Scored, pass_tokens, score_pass
 from data_engine.seeds import seed_for
 from data_engine.store.units import split_units
@@ -87,6 +88,17 @@ def half_of(questions: int) -> int:
     return -(-questions // 2)
 
 
+def _read_behind(launched: Iterable[list[list[Tensor]]], lag: int) -> None:
+    """Read the numbers of each pass once `lag` more were launched."""
+    waiting: deque[Arriving] = deque()
+    for numbers in launched:
+        waiting.append(Arriving(numbers))
+        if len(waiting) > lag:
+            waiting.popleft().read()
+    for arriving in waiting:
+        arriving.read()
+
+
 class Ways:
     """The subject, and a function for each way but the whole job's."""
 
@@ -128,9 +140,8 @@ class Ways:
 
     def score_by_engine(self) -> int:
         """As a stage of log-probs does: several questions a pass where its budget says so, read behind the next one."""
-        launched = ((together, score_pass(self.engine, together)) for together in self._passes())
-        for _ in read_behind(launched, self.engine.device):
-            pass
+        launched = (score_pass(self.engine, together) for together in self._passes())
+        _read_behind(launched, lag=int(self.engine.device.type == "cuda"))
         return self.subject.answers_BKL.numel()
 
     def _passes(self) -> Iterator[list[Scored]]:

@@ -1,4 +1,4 @@
-"""Where a model runs and in which precision: what --device and --dtype mean, and tensors on their way there."""
+"""Where a model runs and in which precision: what --device and --dtype mean; tensors on their way there and back."""
 
 from typing import NamedTuple
 
@@ -11,6 +11,25 @@ from data_engine.errors import UserError
 def sent(values: Tensor, device: torch.device) -> Tensor:
     """Copy a CPU tensor to the device without synchronising: a GPU copies it from pinned memory."""
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+
+
+class HostCopy:
+    """A tensor of the device, copied to the host without synchronising; one of the host stays as it is."""
+
+    def __init__(self, values: Tensor) -> None:
+        """Start the copy."""
+        self._values, self._arrived = values, None
+        if values.is_cuda:
+            self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self._values.copy_(values, non_blocking=True)
+            # Of the tensor's device, which need not be the current one.
+            self._arrived = torch.cuda.current_stream(values.device).record_event()
+
+    def read(self) -> Tensor:
+        """The copy. Waits for what was launched before it, not for what was launched after it."""
+        if self._arrived:
+            self._arrived.synchronize()
+        return self._values
 
 
 class Target(NamedTuple):

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.varlen import AuxRequest, varlen_attn
 
+from data_engine.models.device import sent
+
 # Since torch 2.12; before, fewer key/value heads than query heads were not part of what varlen_attn promises.
 VARLEN_TAKES_GQA = "enable_gqa" in inspect.signature(varlen_attn).parameters
 
@@ -72,11 +74,7 @@ class Bounds(NamedTuple):
     def of(cls, lengths: Sequence[int], device: torch.device) -> "Bounds":
         """Of sequences of these lengths; empty ones are left out."""
         lengths = torch.tensor([0, *(length for length in lengths if length)], dtype=torch.int32)
-        starts = lengths.cumsum(0, dtype=torch.int32)
-        if device.type == "cuda":
-            # From pinned memory: the host does not wait for what was launched before.
-            starts = starts.pin_memory()
-        return cls(starts.to(device, non_blocking=True), int(lengths.max()))
+        return cls(sent(lengths.cumsum(0, dtype=torch.int32), device), int(lengths.max()))
 
 
 def has_flash(device: torch.device, dtype: torch.dtype, width: int) -> bool:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from data_engine.models.base import Prompt, VisionLanguageModel
-from data_engine.models.device import sent
+from data_engine.models.device import HostCopy, sent
 from data_engine.models.layers.attention import Layout, attending
 from data_engine.models.layers.prefix import Prefix, run_prefix
 from data_engine.sampling.draw import SamplingParams, next_tokens
@@ -199,21 +199,11 @@ class ModelRunner:
 
 
 class TokensInFlight:
-    """Tokens that a step draws, or that answers begin with, by the number of the step that they were launched with.
-
-    `read` waits for these alone, not for what was launched after them.
-    """
+    """Tokens that a step draws, or that answers begin with, by the number of the step that they were launched with."""
 
     def __init__(self, rows: abc.Sequence[Sequence], tokens_N: Tensor, step: int) -> None:
-        self.rows, self.step, self._arrived = rows, step, None
-        self._tokens = tokens_N
-        if tokens_N.is_cuda:
-            self._tokens = torch.empty(tokens_N.shape, dtype=tokens_N.dtype, pin_memory=True)
-            self._tokens.copy_(tokens_N, non_blocking=True)
-            # Of the tokens' device, which need not be the current one.
-            self._arrived = torch.cuda.current_stream(tokens_N.device).record_event()
+        self.rows, self.step, self._tokens = rows, step, HostCopy(tokens_N)
 
     def read(self) -> list[int]:
-        if self._arrived:
-            self._arrived.synchronize()
-        return self._tokens.tolist()
+        """Waits for these alone, not for what was launched after them."""
+        return self._tokens.read().tolist()
