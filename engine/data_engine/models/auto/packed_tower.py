@@ -21,6 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from data_engine.errors import LostRankError
 from data_engine.models.auto.mirrored import is_known, sent_mirrored
+from data_engine.models.auto.parts import difference
 from data_engine.models.call_errors import why_not_called
 from data_engine.models.device import sent
 from data_engine.models.layers.attention_math import Bounds, flash, has_flash
@@ -145,15 +146,14 @@ def _numbers(vision: nn.Module, grid_N3: Tensor) -> dict[str, Tensor | int]:
 def _problem(vision: nn.Module, call: TowerCall) -> str | None:
     """Why the tower, as it is set up, does not do what it did in that call."""
     try:
-        again = vision(*call.args, **call.options)[0].float()
+        again = vision(*call.args, **call.options)[0]
     except (torch.OutOfMemoryError, LostRankError):
         raise
     # Whatever a tower raises that is called in a way that it does not know.
     except Exception as error:
         return why_not_called(error)
-    own = call.hidden.float()
     tolerance = TOLERANCE if call.hidden.dtype == torch.float32 else HALF_TOLERANCE
-    off = float((again - own).norm() / own.norm())
+    off = difference(again, call.hidden)
     return None if off <= tolerance else f"its numbers are off by {off:.2g}"
 
 

@@ -21,7 +21,7 @@ from data_engine.models.checkpoints.adapter import Adapter, Change
 from data_engine.models.checkpoints.checkpoint import headers, tensors
 from data_engine.models.checkpoints.json_files import ModelError, read_json
 from data_engine.models.checkpoints.model_config import check_layers, on_meta
-from data_engine.models.checkpoints.weight_files import FLOATS, Stored, quantised_weight
+from data_engine.models.checkpoints.weight_files import FLOATS, Stored, quantised_weight, some
 from data_engine.models.internvl_chat.config import decoder_of, read_config
 from data_engine.models.internvl_chat.decoders import Decoder, Placing, Target
 
@@ -46,8 +46,6 @@ _OTHERS = (
 _IGNORED = re.compile(r"rotary_emb\.inv_freq$")
 # Of what chooses how many tokens a tile becomes. Source: InternVLChatModel of InternVL3.5-Flash.
 _FLASH = ("mlp2.", "gating.", "pooling_before_gating.")
-# Names that a message gives.
-_TOLD = 3
 
 
 @dataclass
@@ -176,11 +174,11 @@ def _refuse_unfilled(folder: Path, parameters: Mapping[str, nn.Parameter], fille
     there = dict.fromkeys(parameters, 0)
     for target in filled:
         there[target.name] += math.prod(parameters[target.name][target.index].shape)
-    missing = sorted(name for name, number in there.items() if number < parameters[name].numel())
+    missing = [name for name, number in there.items() if number < parameters[name].numel()]
     if missing:
-        some = ", ".join(missing[:_TOLD]) + (f" and {len(missing) - _TOLD} more" if len(missing) > _TOLD else "")
         raise ModelError(
-            f"{folder} lacks weights for {some} (transformers' names): these are not the weights of this config.json"
+            f"{folder} lacks weights for {some(missing)} (transformers' names): these are not the weights of this "
+            "config.json"
         )
 
 
