@@ -34,8 +34,9 @@ class ValueHead:
         """Read that of a checkpoint. Raises ModelError as stored_head does."""
         found = stored_head(folder, width)
         read = {name: value for one in found.values() for name, value in tensors(one.file, [one.name])}
-        values = [value.to(device, torch.float32).flatten() for _, value in sorted(read.items(), reverse=True)]
-        return cls(values[0], values[1] if len(values) > 1 else torch.zeros(1, device=device))
+        read = {name: value.to(device, torch.float32).flatten() for name, value in read.items()}
+        [(weight, bias)] = [head for head in HEADS if head[0] in read]
+        return cls(read[weight], read[bias] if bias else torch.zeros(1, device=device))
 
     def __call__(self, hidden_ND: Tensor) -> Tensor:
         """fp32 [N]."""
