@@ -50,11 +50,11 @@ class ChatTemplate:
         """Raises ModelError where there is no template, or none for images; UserError for a variable of ours."""
         self._processor = processor
         self.name = "--chat_template" if settings.template is not None else f"the chat template of {folder}"
+        """what messages call it"""
         ours = sorted(_OURS & set(settings.kwargs))
         if ours:
             raise UserError(f"{settings.flag} has {ours[0]!r}, which the engine sets by itself: leave it out")
-        """what messages call it"""
-        self.source = self._no_clock(_source(processor, settings, folder))
+        self.source = _without_clock(_source(processor, settings, folder))
         known = self._variables()
         self._kwargs = {name: value for name, value in settings.kwargs.items() if name in known}
         self.unused_kwargs = tuple(sorted(set(settings.kwargs) - known))
@@ -160,9 +160,6 @@ class ChatTemplate:
             raise ModelError(f"{self.name} cannot be used: {error}") from error
         return with_image != self.render(Conversation.of(WORD, 0))
 
-    def _no_clock(self, source: str) -> str:
-        return f"{_NO_CLOCK}{source}" if "strftime_now" in source else source
-
     def _variables(self) -> set[str]:
         environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols", _Generation])
         try:
@@ -185,6 +182,10 @@ def _part(part: str | int, images: Sequence[Image] | None) -> dict[str, object]:
     if isinstance(part, str):
         return {"type": "text", "text": part}
     return {"type": "image"} if images is None else {"type": "image", "image": images[part]}
+
+
+def _without_clock(source: str) -> str:
+    return f"{_NO_CLOCK}{source}" if "strftime_now" in source else source
 
 
 def _source(processor: ProcessorMixin, settings: ChatSettings, folder: Path) -> str:
