@@ -164,13 +164,13 @@ class Auto:
         return TextSide(
             loaded.vocabulary,
             loaded.markers,
-            loaded.image_processor_name,
-            tuple(loaded.unused_kwargs),
-            loaded.markers,
-            loaded.text,
-            loaded.read_answer,
-            loaded.thought_marks,
-            loaded.word_ids,
+            image_processor=loaded.image_processor_name,
+            unused_kwargs=loaded.unused_kwargs,
+            control_tokens=loaded.markers,
+            text=loaded.text,
+            read_answer=loaded.read_answer,
+            thought_marks=loaded.thought_marks,
+            word_ids=loaded.word_ids,
         )
 
     @classmethod
