@@ -202,7 +202,7 @@ class Scheduler:
     def _close(self, gaps: list[int]) -> None:
         """Move sequences from the end of the batch into gaps that no new one fills."""
         for gap in sorted(gaps, reverse=True):
-            # With lag whole suffixes, for the reason in _draw_first.
+            # With lag whole suffixes, since the answer that left the gap may have left NaN in it: see `_begin`.
             for source in self.placement.sources(self.rows, gap):
                 self.runner.move(source, gap, self.longest if self.lag else self.rows[source].drawn)
                 self.rows[gap], gap = self.rows[source], source
