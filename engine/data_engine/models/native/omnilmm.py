@@ -61,7 +61,7 @@ class OmniConfig:
     image_size: int
     num_query: int
     max_positions: int
-    around_image: tuple[int, ...] = ()
+    around_image: tuple[int, int] = (0, 0)
     """ids of <im_start> and <im_end>, once the tokenizer is read"""
 
 
@@ -116,11 +116,11 @@ class OmniLMM(NativeModel):
     @classmethod
     def prompt_counter(cls, folder: Path) -> Callable[[Conversation], int]:
         """Tokens of a prompt, those of its image included; reads no weights."""
-        model = object.__new__(cls)
-        model._tokenizer, model.around_image = load_tokenizer(folder), (0, 0)
-        queries = read_json(folder / "config.json").get("num_query", 0)
+        tokenizer, queries = load_tokenizer(folder), read_json(folder / "config.json").get("num_query", 0)
         question = functools.partial(single_question, cls.family)
-        return lambda conversation: len(model.prompt_ids(question(conversation))) - 1 + queries
+        # Whatever their ids are.
+        around = (0, 0)
+        return lambda conversation: len(prompt_ids(tokenizer, around, question(conversation))) - 1 + queries
 
     @classmethod
     def describe(cls, folder: Path) -> Description:
@@ -140,14 +140,7 @@ class OmniLMM(NativeModel):
         return normalised(resized(image, (side, side)))
 
     def prompt_ids(self, question: str) -> list[int]:
-        # Each text between two special tokens is tokenised separately, so each begins with a dummy space.
-        encode, eos = self._tokenizer.encode, self._tokenizer.eos
-        start, end = self.around_image
-        return [
-            self._tokenizer.bos, *encode(f"<|system|>\n{SYSTEM}"), eos, *encode("\n<|user|>\n"),
-            start, IMAGE_TOKEN, end, *encode(f"\n{without_image_marker(question)}"), eos,
-            *encode(ANSWER_STARTS),
-        ]  # fmt: skip
+        return prompt_ids(self._tokenizer, self.around_image, question)
 
     def answer_ids(self, question: str, answer: str) -> list[int]:
         return [*continuation(self._tokenizer, ANSWER_STARTS, answer), self._tokenizer.eos]
@@ -157,6 +150,19 @@ class OmniLMM(NativeModel):
         features = self.vision(pixels_BCHW.to(self.dtype))[:, 1:]
         patch = self._config.vision.patch_size
         return self._modules.resampler(features, (pixels_BCHW.shape[-2] // patch, pixels_BCHW.shape[-1] // patch))
+
+
+def prompt_ids(tokenizer: Tokenizer, around_image: tuple[int, int], question: str) -> list[int]:
+    """The prompt up to the start of the answer, with one IMAGE_TOKEN between the ids of <im_start> and <im_end>.
+
+    Each text between two special tokens is tokenised separately: each has a dummy space.
+    """
+    encode, eos, (start, end) = tokenizer.encode, tokenizer.eos, around_image
+    return [
+        tokenizer.bos, *encode(f"<|system|>\n{SYSTEM}"), eos, *encode("\n<|user|>\n"),
+        start, IMAGE_TOKEN, end, *encode(f"\n{without_image_marker(question)}"), eos,
+        *encode(ANSWER_STARTS),
+    ]  # fmt: skip
 
 
 def _rename(name: str) -> str:
