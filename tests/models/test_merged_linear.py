@@ -14,7 +14,8 @@ from data_engine import load_model, sample_answers, score_answers
 from data_engine.models.layers import attention, cpu_linear
 from data_engine.models.layers.attention import attending
 from data_engine.models.layers.head import Head
-from data_engine.models.layers.merged_linear import MergedLinear, calls_with_one_tensor, merge_linears, merges_linears
+from data_engine.models.layers.linear_uses import calls_with_one_tensor
+from data_engine.models.layers.merged_linear import MergedLinear, merge_linears, merges_linears
 from data_engine.models.layers.noting import Noting
 
 QKV, GATE_UP = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")

@@ -21,7 +21,7 @@ from data_engine.models.auto.processor import load_config
 from data_engine.models.auto.sizes import are_known, cache_sizes, text_calls_all
 from data_engine.models.base import Split
 from data_engine.models.checkpoints.json_files import ModelError
-from data_engine.models.layers.cpu_linear import with_weights_read
+from data_engine.models.layers.linear_uses import with_weights_read
 
 
 def check_split(folder: Path) -> None:

@@ -6,24 +6,18 @@ better than three. The code of transformers stays as it is: the first layer that
 are handed their part.
 """
 
-import ast
-import functools
-import inspect
-import textwrap
 from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data_engine.models.layers.cpu_linear import with_weights_read
+from data_engine.models.layers.linear_uses import calls_with_one_tensor, with_weights_read
 
 # Names of layers that go together, in transformers' models.
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"))
 # Freed weights are returned to the device whenever so much was replaced: those kept for reuse are too small for it.
 MAX_FREED_BYTES = 1 << 28
-# What may be computed under a condition, or several times.
-_CONDITIONAL = (ast.IfExp, ast.BoolOp, ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
 
 class Product:
@@ -116,56 +110,3 @@ def _are_alike(layers: Sequence[nn.Linear]) -> bool:
     kinds = {(one.weight.shape[1], one.weight.dtype, one.weight.device, one.bias is None) for one in layers}
     hooked = any(one._forward_hooks or one._forward_pre_hooks or "forward" in vars(one) for one in layers)
     return len(kinds) == 1 and not hooked and len({id(one.weight) for one in layers}) == len(layers)
-
-
-@functools.cache
-def calls_with_one_tensor(kind: type[nn.Module], names: tuple[str, ...]) -> bool:
-    """Whether the code of a module's forward calls each of its layers once, always, with one variable unchanged."""
-    try:
-        [function] = ast.parse(textwrap.dedent(inspect.getsource(kind.forward))).body
-    except (OSError, TypeError, SyntaxError, ValueError):
-        return False
-    # The statements that call one, by their place in the function's own body.
-    places = [
-        (at, call)
-        for at, statement in enumerate(function.body)
-        if isinstance(statement, ast.Assign | ast.Return | ast.Expr)
-        for call in _calls(statement, names)
-    ]
-    given = {call.args[0].id for _, call in places if _is_plain(call)}
-    uses = [node.attr for node in ast.walk(function) if isinstance(node, ast.Attribute) and node.attr in names]
-    if sorted(uses) != sorted(names) or len(places) != len(names) or len(given) != 1:
-        return False
-    if not all(_is_plain(call) for _, call in places):
-        return False
-    first, last = places[0][0], places[-1][0]
-    spanned = function.body[first : last + 1]
-    if any(isinstance(node, _CONDITIONAL) for at, _ in places for node in ast.walk(function.body[at])):
-        return False
-    return not any(_may_change(node, *given) for statement in spanned[:-1] for node in ast.walk(statement))
-
-
-def _calls(statement: ast.stmt, names: tuple[str, ...]) -> Iterator[ast.Call]:
-    for node in ast.walk(statement):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in names:
-            yield node
-
-
-def _is_plain(call: ast.Call) -> bool:
-    """self.NAME(variable)"""
-    return (
-        len(call.args) == 1
-        and not call.keywords
-        and isinstance(call.args[0], ast.Name)
-        and isinstance(call.func.value, ast.Name)
-        and call.func.value.id == "self"
-    )
-
-
-def _may_change(node: ast.AST, name: str) -> bool:
-    """Whether a part of the code gives the variable another value, or writes into its tensor."""
-    if isinstance(node, ast.Name):
-        return node.id == name and not isinstance(node.ctx, ast.Load)
-    if isinstance(node, ast.Subscript):
-        return not isinstance(node.ctx, ast.Load)
-    return isinstance(node, ast.Attribute) and node.attr.endswith("_") and not node.attr.endswith("__")
