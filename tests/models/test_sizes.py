@@ -11,7 +11,7 @@ from torch import nn
 from transformers import LlamaConfig
 
 from data_engine.models.checkpoints.json_files import ModelError
-from data_engine.models.layers.decoder import cache_values_per_token
+from data_engine.models.layers.layer_kind import cache_values_per_token
 from data_engine.models.native import llava, llava_config, omnilmm
 from data_engine.models.registry import AUTO, FAMILIES, names
 from data_engine.models.sharding.zero3 import is_divided

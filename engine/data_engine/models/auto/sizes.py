@@ -22,7 +22,7 @@ from data_engine.models.base import CacheSizes, Description
 from data_engine.models.checkpoints.json_files import reason
 from data_engine.models.layers.answer_cache import CACHE, is_recurrent, require_shareable, tensors
 from data_engine.models.layers.attention import DoesNotFit, attending
-from data_engine.models.layers.decoder import cache_values_per_token
+from data_engine.models.layers.layer_kind import cache_values_per_token
 from data_engine.models.layers.linear_uses import with_weights_read
 from data_engine.models.layers.noting import Finding
 from data_engine.models.layers.rotary import BY_LARGEST_POSITION

@@ -2,7 +2,20 @@
 
 from dataclasses import dataclass
 
+from transformers import PretrainedConfig
+
 from data_engine_kernels import MOST_WIDTH
+
+
+def head_width(config: PretrainedConfig) -> int:
+    """The width of an attention head."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def cache_values_per_token(config: PretrainedConfig) -> int:
+    """Numbers that all layers of a decoder with full attention keep of a token."""
+    # Layers may differ, as those with windows of dots3-note do.
+    return sum(2 * layer.num_key_value_heads * head_width(layer) for layer in config.per_layer_config)
 
 
 @dataclass(frozen=True)

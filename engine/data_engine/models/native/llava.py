@@ -20,8 +20,8 @@ from data_engine.models.checkpoints.checkpoint import Blueprint, Source, headers
 from data_engine.models.checkpoints.json_files import ModelError, read_json
 from data_engine.models.checkpoints.model_config import check_layers, on_meta
 from data_engine.models.layers import attention
-from data_engine.models.layers.decoder import check_vocabulary
 from data_engine.models.native.clip_pixels import CLIP_MEAN, normalised, resized
+from data_engine.models.native.decoder import check_vocabulary
 from data_engine.models.native.embedded import IMAGE_TOKEN
 from data_engine.models.native.llava_config import LlavaConfig, llama_config, read_config
 from data_engine.models.native.model import NativeModel, read_answer, single_question

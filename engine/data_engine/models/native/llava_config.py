@@ -9,7 +9,7 @@ from data_engine.models.checkpoints.adapter_folder import base_folder
 from data_engine.models.checkpoints.json_files import ModelError, read_json
 from data_engine.models.checkpoints.model_config import check_counts, described
 from data_engine.models.checkpoints.places import fetch, resolve
-from data_engine.models.layers.decoder import decoder_config
+from data_engine.models.native.decoder import decoder_config
 from data_engine.models.registry import model_types
 from data_engine.store.absent import is_file
 

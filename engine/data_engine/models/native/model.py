@@ -25,9 +25,9 @@ from data_engine.models.checkpoints.checkpoint import Blueprint
 from data_engine.models.device import sent
 from data_engine.models.layers import rotary
 from data_engine.models.layers.answer_cache import CACHE, PassingLayer, passing
-from data_engine.models.layers.decoder import cache_values_per_token, head_weight, head_width
 from data_engine.models.layers.head import Head
-from data_engine.models.layers.layer_kind import LayerKind
+from data_engine.models.layers.layer_kind import LayerKind, cache_values_per_token, head_width
+from data_engine.models.native.decoder import head_weight
 from data_engine.models.native.embedded import IMAGE_TOKEN, SplicedPrompt
 from data_engine.models.prompt_maker import PromptMaker
 from data_engine.models.tokenizer import Tokenizer, control_tokens, load_tokenizer

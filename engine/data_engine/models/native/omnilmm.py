@@ -22,8 +22,8 @@ from data_engine.models.checkpoints.checkpoint import Blueprint, Source, headers
 from data_engine.models.checkpoints.json_files import ModelError, read_json
 from data_engine.models.checkpoints.model_config import check_counts, check_layers, on_meta
 from data_engine.models.layers import attention
-from data_engine.models.layers.decoder import check_vocabulary, decoder_config
 from data_engine.models.native.clip_pixels import normalised, resized
+from data_engine.models.native.decoder import check_vocabulary, decoder_config
 from data_engine.models.native.embedded import IMAGE_TOKEN
 from data_engine.models.native.eva import Eva, EvaConfig, Resampler, heads_of
 from data_engine.models.native.model import NativeModel, single_question

@@ -1,4 +1,4 @@
-"""Shared by the decoders of all families: transformers' configuration, the size of the cache, the output weights."""
+"""What the decoders of the native families share: their configuration in transformers, and the output weights."""
 
 from pathlib import Path
 
@@ -36,17 +36,6 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, where: Path) -> None
             f"{where} has vocab_size {vocab_size}, but the tokenizer beside it gives ids up to {needed - 1}: it is not "
             "the tokenizer of this model"
         )
-
-
-def head_width(config: PretrainedConfig) -> int:
-    """The width of an attention head."""
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-
-
-def cache_values_per_token(config: PretrainedConfig) -> int:
-    """Numbers in the key/value cache for one token, all layers."""
-    # Layers may differ, as those with windows of dots3-note do.
-    return sum(2 * layer.num_key_value_heads * head_width(layer) for layer in config.per_layer_config)
 
 
 def head_weight(modules: nn.Module) -> Tensor:
