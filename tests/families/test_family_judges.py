@@ -92,7 +92,8 @@ def judge_of(checkpoints, tmp_path_factory):
 
 
 def stock_of(folder) -> Stock:
-    from data_engine.models.auto.processor import load_config, load_processor
+    from data_engine.models.auto.config import load_config
+    from data_engine.models.auto.processor import load_processor
 
     processor = load_processor(folder, load_config(folder))
     # Some processors leave the template to their tokenizer.

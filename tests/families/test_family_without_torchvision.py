@@ -6,6 +6,7 @@ from families import named
 
 from data_engine.models.auto import processor as code
 from data_engine.models.auto.chat import Chat
+from data_engine.models.auto.config import load_config
 from data_engine.models.checkpoints.json_files import ModelError
 from data_engine.questions.conversation import Conversation
 
@@ -21,7 +22,7 @@ def without_torchvision(monkeypatch) -> None:
 def test_a_picture_becomes_the_same_inputs(checkpoints, name, without_torchvision):
     checkpoint = checkpoints(name)
     expected = checkpoint.stock.inputs(ASKED["wide"])
-    loaded = code.load_processor(checkpoint.folder, code.load_config(checkpoint.folder))
+    loaded = code.load_processor(checkpoint.folder, load_config(checkpoint.folder))
     assert getattr(loaded, "video_processor", None) is None
     found = loaded.apply_chat_template(
         ASKED["wide"].messages(), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
@@ -34,7 +35,7 @@ def test_a_picture_becomes_the_same_inputs(checkpoints, name, without_torchvisio
 def test_a_class_that_asks_its_video_processor_for_something_is_refused(checkpoints, name, without_torchvision):
     folder = checkpoints(name).folder
     with pytest.raises(ModelError, match="needs torchvision: pip install torchvision=="):
-        code.load_processor(folder, code.load_config(folder))
+        code.load_processor(folder, load_config(folder))
 
 
 @pytest.mark.parametrize("name", named(["qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"]))

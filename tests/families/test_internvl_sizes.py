@@ -13,8 +13,8 @@ from internvl_folders import shapes_of, write_conversations, write_json
 from internvl_sizes import PUBLISHED
 from transformers import AutoModelForImageTextToText
 
+from data_engine.models.auto.config import load_config
 from data_engine.models.auto.loading import check_weights
-from data_engine.models.auto.processor import load_config
 
 
 def write_holes(path, shapes) -> None:

@@ -11,7 +11,7 @@ import pytest
 import transformers
 
 from data_engine.models.auto import releases
-from data_engine.models.auto.processor import load_config
+from data_engine.models.auto.config import load_config
 from data_engine.models.checkpoints.json_files import ModelError
 
 NO_SOFTCAP = {"final_logit_softcapping": None}

@@ -23,7 +23,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from data_engine.bench.shapes import PHOTO
 from data_engine.errors import UserError
 from data_engine.models import load_model
-from data_engine.models.auto.processor import load_config
+from data_engine.models.auto.config import load_config
 from data_engine.models.base import Prompt, VisionLanguageModel
 from data_engine.models.checkpoints.json_files import reading_part
 from data_engine.models.device import sent

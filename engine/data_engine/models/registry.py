@@ -81,6 +81,6 @@ def _family_by_type(raw: Mapping, where: Path) -> str:
     if native is not None and FAMILIES[native].takes(raw):
         return native
     if isinstance(model_type, str):
-        # Which of them it can be, transformers says: see processor.load_config.
+        # Which of them it can be, transformers says: see auto/config.py.
         return AUTO
     raise ModelError(f"{where} has model_type {model_type!r}; expected the name of a family of models")
