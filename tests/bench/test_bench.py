@@ -24,8 +24,8 @@ from data_engine.bench.table import table
 from data_engine.bench.ways import WAYS, ForcedLengths, Ways
 from data_engine.commands import bench, main
 from data_engine.errors import UserError
-from data_engine.models.auto.chat import Chat
 from data_engine.models.auto.config import load_config
+from data_engine.models.auto.text.chat import Chat
 from data_engine.models.layers.layer_kind import LayerKind
 from data_engine.models.native.embedded import IMAGE_TOKEN, SplicedPrompt
 from data_engine.questions.conversation import Conversation

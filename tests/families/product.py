@@ -100,7 +100,7 @@ def is_hybrid(model) -> bool:
 
 def can_be_split(model, folder: Path) -> bool:
     """Whether --zero3 on takes the model."""
-    from data_engine.models.auto.splitting import check_split
+    from data_engine.models.auto.weights.splitting import check_split
     from data_engine.models.checkpoints.json_files import ModelError
 
     try:

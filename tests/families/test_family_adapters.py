@@ -15,8 +15,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from data_engine.config import RunConfig
 from data_engine.job import worker
-from data_engine.models.auto.loading import check_weights, load_weights
-from data_engine.models.auto.merging import merge
+from data_engine.models.auto.weights.loading import check_weights, load_weights
+from data_engine.models.auto.weights.merging import merge
 from data_engine.models.checkpoints.adapter import Adapter
 from data_engine.models.checkpoints.adapter_folder import laid_together, model_folder
 from data_engine.models.checkpoints.json_files import ModelError

@@ -6,7 +6,7 @@ from asked import ASKED
 from comparisons import answers
 
 from data_engine.errors import BadRow
-from data_engine.models.auto.prompts import AutoPrompts
+from data_engine.models.auto.text.prompts import AutoPrompts
 from data_engine.questions.conversation import Conversation
 
 # In make test, test_family_sampling and test_family_scoring stand for the families.

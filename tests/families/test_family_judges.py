@@ -93,7 +93,7 @@ def judge_of(checkpoints, tmp_path_factory):
 
 def stock_of(folder) -> Stock:
     from data_engine.models.auto.config import load_config
-    from data_engine.models.auto.processor import load_processor
+    from data_engine.models.auto.text.processor import load_processor
 
     processor = load_processor(folder, load_config(folder))
     # Some processors leave the template to their tokenizer.

@@ -14,7 +14,7 @@ from test_family_waits import LEFT, on_meta
 from torch import nn
 
 from data_engine.models import load_model
-from data_engine.models.auto import packed_prompts
+from data_engine.models.auto.forward import packed_prompts
 from data_engine.models.layers.attention import DoesNotFit
 from data_engine.models.layers.layer_kind import LayerKind
 from data_engine.models.layers.prefix import Prefix, run_prefix, run_prefixes

@@ -10,10 +10,10 @@ from one_device import META, OneDevice, arrived
 from test_family_positions import prompt
 from torch import Tensor
 
-from data_engine.models.auto import mirrored as mirrors
-from data_engine.models.auto import packed_tower
-from data_engine.models.auto.mirrored import Known, mirrored
-from data_engine.models.auto.packed_tower import NAME, TowerCall, tower_calls
+from data_engine.models.auto.forward import mirrored as mirrors
+from data_engine.models.auto.forward import packed_tower
+from data_engine.models.auto.forward.mirrored import Known, mirrored
+from data_engine.models.auto.forward.packed_tower import NAME, TowerCall, tower_calls
 from data_engine.models.layers.prefix import run_prefix
 
 PACKED = [

@@ -10,7 +10,7 @@ from asked import ASKED
 from families import FAMILIES
 
 from data_engine.errors import NO_ROOM, UserError
-from data_engine.models.auto.own_decoding import OwnDecoding, whole_rows
+from data_engine.models.auto.forward.own_decoding import OwnDecoding, whole_rows
 from data_engine.pipeline.public_arguments import read_question
 from data_engine.pipeline.sample import SampleSettings, request_for
 from data_engine.sampling.backend import BackendSettings, make_backend

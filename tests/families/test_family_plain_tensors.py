@@ -6,7 +6,7 @@ from asked import ASKED
 from families import named
 from test_family_positions import prompt
 
-from data_engine.models.auto.mirrored import Mirrored
+from data_engine.models.auto.forward.mirrored import Mirrored
 from data_engine.models.layers.prefix import Prefix, run_prefix, run_prefixes
 
 ASKED_FIRST, ASKED_LATER = ASKED["two images"], ASKED["wide"]

@@ -11,7 +11,7 @@ import pytest
 from families import FAMILIES
 
 from data_engine.models.auto import sizes
-from data_engine.models.auto.splitting import check_split
+from data_engine.models.auto.weights.splitting import check_split
 from data_engine.models.checkpoints.json_files import ModelError
 
 sys.path.append(str(Path(__file__).parents[1] / "distributed"))

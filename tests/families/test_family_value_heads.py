@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from data_engine import load_model
 from data_engine.models import check
-from data_engine.models.auto.value_head import ValueHead
+from data_engine.models.auto.weights.value_head import ValueHead
 from data_engine.models.checkpoints.checkpoint import content_files
 from data_engine.models.checkpoints.json_files import ModelError
 

@@ -14,7 +14,7 @@ from test_family_positions import prompt
 from torch.overrides import TorchFunctionMode
 
 from data_engine.models import load_model
-from data_engine.models.auto import mirrored, own_forward, packed_tower, processed
+from data_engine.models.auto.forward import mirrored, own_forward, packed_tower, processed
 from data_engine.models.layers.fused import fuse_operations
 
 # What the host waits for there still: numbers that it does not know.

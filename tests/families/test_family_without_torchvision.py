@@ -4,9 +4,9 @@ import pytest
 from asked import ASKED
 from families import named
 
-from data_engine.models.auto import processor as code
-from data_engine.models.auto.chat import Chat
 from data_engine.models.auto.config import load_config
+from data_engine.models.auto.text import processor as code
+from data_engine.models.auto.text.chat import Chat
 from data_engine.models.checkpoints.json_files import ModelError
 from data_engine.questions.conversation import Conversation
 

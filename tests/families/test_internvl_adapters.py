@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from test_family_split import by_two_ranks
 
 from data_engine.job.checkpoints import Checkpoint
-from data_engine.models.auto.chat import Chat
-from data_engine.models.auto.loading import check_weights, load_weights
+from data_engine.models.auto.text.chat import Chat
+from data_engine.models.auto.weights.loading import check_weights, load_weights
 from data_engine.models.checkpoints.adapter_folder import laid_together, model_folder
 from data_engine.models.checkpoints.json_files import ModelError
 from data_engine.questions.conversation import Conversation

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from test_family_judges import ANSWERS, TEMPLATE, question, scores
 
 from data_engine import load_model
-from data_engine.models.auto.chat import Chat
+from data_engine.models.auto.text.chat import Chat
 from data_engine.models.check import check_weights
 from data_engine.models.checkpoints.adapter_folder import model_folder
 from data_engine.models.checkpoints.json_files import ModelError

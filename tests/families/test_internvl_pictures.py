@@ -10,7 +10,7 @@ from PIL import Image
 from tiny_parts import picture
 
 from data_engine.models.auto.config import load_config
-from data_engine.models.auto.processor import load_processor
+from data_engine.models.auto.text.processor import load_processor
 from data_engine.models.checkpoints.json_files import ModelError
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])

@@ -11,8 +11,8 @@ from PIL import Image
 
 from data_engine.chat_settings import ChatSettings
 from data_engine.errors import BadRow
-from data_engine.models.auto.chat import Chat
 from data_engine.models.auto.model import Auto
+from data_engine.models.auto.text.chat import Chat
 from data_engine.models.checkpoints.json_files import ModelError
 from data_engine.models.internvl_chat.conversation import chat_template, conversation_of
 from data_engine.models.internvl_chat.tokenizer import load_tokenizer

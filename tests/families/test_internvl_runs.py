@@ -19,8 +19,8 @@ from test_family_photographs import PHOTOS
 from data_engine import load_model
 from data_engine.commands.main import main
 from data_engine.job.checkpoints import Checkpoint, kinship_warnings
-from data_engine.models.auto.loading import load_weights
 from data_engine.models.auto.sizes import are_known, cache_sizes
+from data_engine.models.auto.weights.loading import load_weights
 from data_engine.models.checkpoints.checkpoint import content_files
 from data_engine.models.checkpoints.json_files import ModelError
 from data_engine.questions.conversation import Conversation

@@ -14,7 +14,7 @@ from internvl_sizes import PUBLISHED
 from transformers import AutoModelForImageTextToText
 
 from data_engine.models.auto.config import load_config
-from data_engine.models.auto.loading import check_weights
+from data_engine.models.auto.weights.loading import check_weights
 
 
 def write_holes(path, shapes) -> None:

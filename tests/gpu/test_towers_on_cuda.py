@@ -6,8 +6,8 @@ from torch import Tensor
 from transformers import Qwen2_5_VLVisionConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
-from data_engine.models.auto.mirrored import Known, mirrored
-from data_engine.models.auto.packed_tower import NAME, PackedTower, tower_calls
+from data_engine.models.auto.forward.mirrored import Known, mirrored
+from data_engine.models.auto.forward.packed_tower import NAME, PackedTower, tower_calls
 from data_engine.sampling.native.step_graphs import refusing_waits
 
 pytestmark = [

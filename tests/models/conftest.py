@@ -32,7 +32,7 @@ def folders(tmp_path_factory):
 @pytest.fixture(scope="session")
 def chats(folders):
     """The text side of each family."""
-    from data_engine.models.auto.chat import Chat
+    from data_engine.models.auto.text.chat import Chat
 
     return cache(lambda name: Chat.load(folders(name)))
 

@@ -5,7 +5,7 @@ import pytest
 from chat_prompts import asked, bytes_of, families
 
 from data_engine.chat_settings import ChatSettings
-from data_engine.models.auto.chat import Chat
+from data_engine.models.auto.text.chat import Chat
 
 # numpy of torch's tensors, in the processors of PaliGemma and InternVL.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")

@@ -11,8 +11,8 @@ from tokenizers.processors import TemplateProcessing
 
 from data_engine.chat_settings import ChatSettings
 from data_engine.errors import UserError
-from data_engine.models.auto.chat import Chat
-from data_engine.models.auto.processor import explained
+from data_engine.models.auto.text.chat import Chat
+from data_engine.models.auto.text.processor import explained
 from data_engine.models.checkpoints.json_files import ModelError
 from data_engine.models.checkpoints.places import fetch
 from data_engine.questions.conversation import Conversation

@@ -17,7 +17,7 @@ from chat_prompts import (
 
 from data_engine.chat_settings import ChatSettings
 from data_engine.errors import BadRow
-from data_engine.models.auto.chat import Chat
+from data_engine.models.auto.text.chat import Chat
 from data_engine.questions.conversation import Conversation, Message
 
 # numpy of torch's tensors, in the processors of PaliGemma and InternVL.

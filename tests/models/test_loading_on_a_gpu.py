@@ -6,7 +6,7 @@ from transformers import modeling_utils
 
 from data_engine.bench import shapes
 from data_engine.errors import UserError
-from data_engine.models.auto.loading import load_weights, refusing_misfits
+from data_engine.models.auto.weights.loading import load_weights, refusing_misfits
 from data_engine.models.checkpoints.json_files import ModelError
 from data_engine_kernels import CannotLaunch
 

@@ -5,8 +5,8 @@ import torch
 from one_device import META, arrived
 from torch import Tensor, nn
 
-from data_engine.models.auto import mirrored as code
-from data_engine.models.auto.mirrored import MOST, Known, Mirrored, is_known, mirrored
+from data_engine.models.auto.forward import mirrored as code
+from data_engine.models.auto.forward.mirrored import MOST, Known, Mirrored, is_known, mirrored
 
 IDS = torch.tensor([[7, 9, 9, 3, 9]])
 

@@ -6,9 +6,9 @@ import torch
 from one_device import META, OneDevice, arrived
 from torch import Tensor, nn
 
-from data_engine.models.auto import mirrored
-from data_engine.models.auto.mirrored import Known, is_known
-from data_engine.models.auto.sending import Sending
+from data_engine.models.auto.forward import mirrored
+from data_engine.models.auto.forward.mirrored import Known, is_known
+from data_engine.models.auto.forward.sending import Sending
 
 CPU = torch.device("cpu")
 

@@ -6,7 +6,7 @@ import thinking
 from chat_prompts import asked, bytes_of, ids_of
 
 from data_engine.chat_settings import ChatSettings
-from data_engine.models.auto.chat import Chat
+from data_engine.models.auto.text.chat import Chat
 from data_engine.models.checkpoints.json_files import ModelError
 from data_engine.questions.conversation import Conversation, Message
 from data_engine.questions.thoughts import ReadAnswer

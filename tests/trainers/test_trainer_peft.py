@@ -52,7 +52,7 @@ def assert_same(adapter: Path, merged: Path, base: Path, parameters: Callable[[P
 
 
 def of_transformers(folder: Path) -> dict[str, torch.Tensor]:
-    from data_engine.models.auto.loading import load_weights
+    from data_engine.models.auto.weights.loading import load_weights
 
     return dict(load_weights(folder, torch.device("cpu"), torch.float32).named_parameters())
 

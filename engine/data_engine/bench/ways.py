@@ -15,7 +15,7 @@ from transformers import LogitsProcessor
 
 from data_engine.bench.model import Sizes, Subject
 from data_engine.bench.steady import Refills, refills
-from data_engine.models.auto.own_decoding import whole_rows
+from data_engine.models.auto.forward.own_decoding import whole_rows
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native.scheduler import SamplingEngine
 from data_engine.sampling.requests import PromptRequest

@@ -1,7 +1,7 @@
 """The number of a reward model's head, as pipeline/judge.py computes it.
 
 The head is linear, and reads the last hidden state of the last token of question and answer in the model's own chat
-format: models/auto/value_head.py.
+format: models/auto/weights/value_head.py.
 """
 
 from collections.abc import Mapping

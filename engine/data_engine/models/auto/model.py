@@ -23,18 +23,19 @@ from transformers.modeling_utils import PreTrainedModel
 from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
 from data_engine.errors import BadRow, LostRankError, UserError
 from data_engine.models import image_groups
-from data_engine.models.auto import limits, packed_prompts, probing, processed
-from data_engine.models.auto.chat import Chat
-from data_engine.models.auto.loading import check_weights, load_weights, refusing_misfits
-from data_engine.models.auto.own_decoding import OwnDecoding, whole_rows
-from data_engine.models.auto.own_forward import OwnForward
-from data_engine.models.auto.packed_tower import PackedTower, tower_calls
+from data_engine.models.auto import limits, probing
+from data_engine.models.auto.forward import packed_prompts, processed
+from data_engine.models.auto.forward.own_decoding import OwnDecoding, whole_rows
+from data_engine.models.auto.forward.own_forward import OwnForward
+from data_engine.models.auto.forward.packed_tower import PackedTower, tower_calls
+from data_engine.models.auto.forward.processed import ProcessedPrompt
 from data_engine.models.auto.parts import Attention, find_decoder, find_vision, output_weights, prompt_cache
-from data_engine.models.auto.processed import ProcessedPrompt
-from data_engine.models.auto.prompts import AutoPrompts
 from data_engine.models.auto.sizes import cache_sizes, describe
-from data_engine.models.auto.splitting import check_split, load_split, whole_modules
-from data_engine.models.auto.value_head import ValueHead
+from data_engine.models.auto.text.chat import Chat
+from data_engine.models.auto.text.prompts import AutoPrompts
+from data_engine.models.auto.weights.loading import check_weights, load_weights, refusing_misfits
+from data_engine.models.auto.weights.splitting import check_split, load_split, whole_modules
+from data_engine.models.auto.weights.value_head import ValueHead
 from data_engine.models.base import CacheSizes, Description, PlainSteps, PromptEnd, Split, TextSide
 from data_engine.models.call_errors import why_not_called
 from data_engine.models.device import sent

@@ -16,8 +16,8 @@ from transformers.cache_utils import DynamicCache
 
 from data_engine.models.auto.config import load_config
 from data_engine.models.auto.limits import fast_positions, rope_tables
-from data_engine.models.auto.loading import quiet
 from data_engine.models.auto.parts import Attention, find_decoder, layer_kinds
+from data_engine.models.auto.weights.loading import quiet
 from data_engine.models.base import CacheSizes, Description
 from data_engine.models.checkpoints.json_files import reason
 from data_engine.models.layers.answer_cache import CACHE, is_recurrent, require_shareable, tensors

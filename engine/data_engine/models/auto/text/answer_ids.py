@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from transformers import PreTrainedTokenizerBase
 
 from data_engine.errors import BadRow
-from data_engine.models.auto.chat_template import ANSWER, WORD, ChatTemplate, neutral
-from data_engine.models.auto.control_tokens import ControlTokens
+from data_engine.models.auto.text.chat_template import ANSWER, WORD, ChatTemplate, neutral
+from data_engine.models.auto.text.control_tokens import ControlTokens
 from data_engine.questions.conversation import Conversation, Message
 from data_engine.questions.thoughts import KNOWN, Marks, cut
 

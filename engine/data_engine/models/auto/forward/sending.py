@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from data_engine.models.auto.mirrored import Known, host_copy, is_known, may_be, mirrored, sent_mirrored, tensors_in
+from data_engine.models.auto.forward.mirrored import (
+    Known,
+    host_copy,
+    is_known,
+    may_be,
+    mirrored,
+    sent_mirrored,
+    tensors_in,
+)
 
 
 class Sending(TorchFunctionMode):

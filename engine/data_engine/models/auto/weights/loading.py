@@ -15,9 +15,9 @@ from transformers.utils import logging as transformers_logging
 
 from data_engine.errors import LostRankError, UserError
 from data_engine.models.auto.config import load_config
-from data_engine.models.auto.merging import changes, merge
 from data_engine.models.auto.parts import output_layer
-from data_engine.models.auto.value_head import NAMES, others, stored_head
+from data_engine.models.auto.weights.merging import changes, merge
+from data_engine.models.auto.weights.value_head import NAMES, others, stored_head
 from data_engine.models.checkpoints.adapter import Adapter
 from data_engine.models.checkpoints.adapter_folder import with_real_places
 from data_engine.models.checkpoints.checkpoint import headers

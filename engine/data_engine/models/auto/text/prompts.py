@@ -9,9 +9,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
 from data_engine.errors import BadRow
-from data_engine.models.auto.chat import Chat
 from data_engine.models.auto.config import load_config
 from data_engine.models.auto.limits import NEEDS_IMAGE, NEEDS_PIXELS, check_size, fast_positions, needs_pixels
+from data_engine.models.auto.text.chat import Chat
 from data_engine.models.prompt_maker import TokenPrompt
 from data_engine.questions.conversation import Conversation
 from data_engine.questions.thoughts import ReadAnswer

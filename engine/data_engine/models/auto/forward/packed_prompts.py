@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.configuration_utils import PretrainedConfig
 
-from data_engine.models.auto.own_forward import OwnForward
+from data_engine.models.auto.forward.own_forward import OwnForward
+from data_engine.models.auto.forward.processed import ProcessedPrompt
 from data_engine.models.auto.parts import prompt_cache
-from data_engine.models.auto.processed import ProcessedPrompt
 from data_engine.models.base import PromptEnd
 from data_engine.models.layers import rotary
 from data_engine.models.layers.answer_cache import CACHE, is_recurrent

@@ -14,11 +14,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutpu
 from transformers.modeling_utils import PreTrainedModel
 
 from data_engine.errors import BadRow, LostRankError, UserError
-from data_engine.models.auto.mirrored import Known, is_known, mirrored
+from data_engine.models.auto.forward.mirrored import Known, is_known, mirrored
+from data_engine.models.auto.forward.positions import host_positions
+from data_engine.models.auto.forward.processed import ProcessedPrompt
+from data_engine.models.auto.forward.sending import Sending
 from data_engine.models.auto.parts import layers
-from data_engine.models.auto.positions import host_positions
-from data_engine.models.auto.processed import ProcessedPrompt
-from data_engine.models.auto.sending import Sending
 from data_engine.models.checkpoints.json_files import reason
 from data_engine.models.device import sent
 from data_engine.models.layers.answer_cache import CACHE

@@ -20,7 +20,7 @@ from transformers import vision_utils
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from data_engine.errors import LostRankError
-from data_engine.models.auto.mirrored import is_known, sent_mirrored
+from data_engine.models.auto.forward.mirrored import is_known, sent_mirrored
 from data_engine.models.auto.parts import difference
 from data_engine.models.call_errors import why_not_called
 from data_engine.models.device import sent

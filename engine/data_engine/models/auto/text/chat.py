@@ -19,13 +19,13 @@ from transformers import PreTrainedConfig, ProcessorMixin
 
 from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
 from data_engine.errors import BadRow, UserError
-from data_engine.models.auto.answer_ids import behind_answer, encode, first_special, tail, with_thought
-from data_engine.models.auto.chat_template import ANSWER, WORD, ChatTemplate, neutral
 from data_engine.models.auto.config import load_config
-from data_engine.models.auto.control_tokens import ControlTokens, end_ids, fingerprint, media_ids
 from data_engine.models.auto.limits import TOKEN_TYPES, known_ids, takes_token_types
-from data_engine.models.auto.processor import Once, explained, in_one_list, load_processor, text_alone
-from data_engine.models.auto.thought_marks import marks_of, require_ends
+from data_engine.models.auto.text.answer_ids import behind_answer, encode, first_special, tail, with_thought
+from data_engine.models.auto.text.chat_template import ANSWER, WORD, ChatTemplate, neutral
+from data_engine.models.auto.text.control_tokens import ControlTokens, end_ids, fingerprint, media_ids
+from data_engine.models.auto.text.processor import Once, explained, in_one_list, load_processor, text_alone
+from data_engine.models.auto.text.thought_marks import marks_of, require_ends
 from data_engine.models.checkpoints.json_files import ModelError, read_json, reason
 from data_engine.models.words import ids_of_words
 from data_engine.plural import plural

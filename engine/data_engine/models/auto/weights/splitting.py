@@ -16,9 +16,9 @@ from transformers import AutoModelForImageTextToText
 from transformers.modeling_utils import PreTrainedModel
 
 from data_engine.models.auto.config import load_config
-from data_engine.models.auto.loading import load_weights
 from data_engine.models.auto.parts import find_decoder, find_vision
 from data_engine.models.auto.sizes import are_known, cache_sizes, text_calls_all
+from data_engine.models.auto.weights.loading import load_weights
 from data_engine.models.base import Split
 from data_engine.models.checkpoints.json_files import ModelError
 from data_engine.models.layers.linear_uses import with_weights_read
