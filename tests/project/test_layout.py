@@ -197,6 +197,22 @@ def test_every_configuration_names_known_flags():
         assert set(names) <= set(FIELD_NAMES), path.name
 
 
+def test_how_it_is_built_names_what_is_there_and_every_folder_of_the_models():
+    named = set(re.findall(r"`([\w/]+(?:\.py|/))`", (ROOT / "docs/architecture.md").read_text()))
+    engine, models = ROOT / "engine/data_engine", ROOT / "engine/data_engine/models"
+
+    def is_there(name: str) -> bool:
+        # A file of a folder that its row names stands there without it.
+        return any((root / name).exists() for root in (ROOT, engine, models)) or any(models.rglob(name))
+
+    lost = [name for name in named if not is_there(name)]
+    assert len(named) > 50
+    assert not lost
+    folders = {f"{path.parent.relative_to(models)}/" for path in models.rglob("__init__.py")} - {"./"}
+    assert len(folders) > 8
+    assert folders <= named
+
+
 def test_the_project_has_exactly_the_packages_that_setup_cfg_names():
     folders = {module_of(path) for path in SOURCES if path.name == "__init__.py"}
     text = (ROOT / "setup.cfg").read_text()
