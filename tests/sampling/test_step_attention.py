@@ -209,9 +209,9 @@ def test_the_kernels_are_taken_where_they_know_each_layer(monkeypatch, kind, kno
     monkeypatch.setattr(backend, "use_triton", lambda weight: True)
     assert uses_kernels(model) is known
     settings = BackendSettings(model, SamplingParams(), 10, 16, 4)
-    assert backend.make(settings)._decoder.samples_per_prompt == (10 if known else None)
+    assert backend.make(settings)._engine.samples_per_prompt == (10 if known else None)
     # The calls of a split model are agreed on one by one.
-    assert backend.make(replace(settings, split=True))._decoder.samples_per_prompt is None
+    assert backend.make(replace(settings, split=True))._engine.samples_per_prompt is None
 
 
 @pytest.mark.parametrize("options", [Options(), Options(sinks=SINKS)], ids=["plain", "sinks"])

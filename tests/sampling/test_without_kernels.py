@@ -42,7 +42,7 @@ def settings_on(device: str, *kinds: LayerKind) -> BackendSettings:
 )
 def test_the_first_layer_that_the_kernels_do_not_know_is_told(kind, why, caplog):
     settings = settings_on("cuda", kind, replace(USUAL, sinks=True))
-    assert backend.make(settings)._decoder.samples_per_prompt is None
+    assert backend.make(settings)._engine.samples_per_prompt is None
     assert [record.message for record in caplog.records] == [f"{SLOW}, many times slower than by the kernels: {why}"]
     with pytest.raises(
         UserError, match=f"^--require_fast is set, and this GPU would draw answers by plain torch: {why}$"

@@ -48,8 +48,8 @@ Place = tuple[ModuleType | type, str]
 class _Forced(NativeBackend):
     """The native back end, whose answers get the bench's lengths, in the order in which questions come."""
 
-    def __init__(self, decoder: SamplingEngine, settings: BackendSettings, lengths: list[list[int]]) -> None:
-        super().__init__(decoder, settings)
+    def __init__(self, sampler: SamplingEngine, settings: BackendSettings, lengths: list[list[int]]) -> None:
+        super().__init__(sampler, settings)
         self.lengths = lengths
 
     def submit(self, requests: Iterable[PromptRequest]) -> None:
@@ -73,8 +73,8 @@ class JobFigures:
 class TimedJob:
     """Questions with JPEG images on disk, and all that `run` does with them once the models are loaded."""
 
-    def __init__(self, subject: Subject, decoder: SamplingEngine, folder: Path, tokens_a_pass: int) -> None:
-        self.subject, self.decoder, self.folder, self.tokens_a_pass = subject, decoder, folder, tokens_a_pass
+    def __init__(self, subject: Subject, sampler: SamplingEngine, folder: Path, tokens_a_pass: int) -> None:
+        self.subject, self.sampler, self.folder, self.tokens_a_pass = subject, sampler, folder, tokens_a_pass
         self.figures = JobFigures()
         number = subject.sizes.drawn_questions
         rows = [
@@ -109,7 +109,7 @@ class TimedJob:
         writer, tokens, sizes = Writer(), 0, self.subject.sizes
         params = sampling_params(sizes)
         sampling = sample.SampleSettings(sizes.k, 0, params, crop=False, max_megapixels=64)
-        settings = BackendSettings(self.subject.engine, params, sizes.k, self.decoder.num_rows, self.decoder.num_slots)
+        settings = BackendSettings(self.subject.engine, params, sizes.k, self.sampler.num_rows, self.sampler.num_slots)
         scoring = score.ScoreSettings(as_text=False, max_megapixels=64, tokens_a_pass=self.tokens_a_pass)
 
         def publish(stage: Stage, unit: int, result: UnitResult, inputs: dict[str, Sealed]) -> None:
@@ -118,7 +118,7 @@ class TimedJob:
             writer.hand_over(work, contextlib.ExitStack())
 
         for unit, rows in enumerate(self.unit_ranges):
-            backend = _Forced(self.decoder, settings, self.subject.lengths_BK[rows.start : rows.stop].tolist())
+            backend = _Forced(self.sampler, settings, self.subject.lengths_BK[rows.start : rows.stop].tolist())
             runner = sample.SamplingRunner(backend, self.subject.engine, questions.idx_type, sampling)
             result = self._all_counted(sample.sample_unit(runner, questions.rows(rows)))
             tokens += sum(map(len, result.table["token_ids"].to_pylist()))

@@ -71,9 +71,9 @@ def run(sizes: Sizes, options: Options) -> dict:
         if by_vllm:
             stack.enter_context(contextlib.closing(by_vllm))
         found = loop_budgets(subject)
-        decoder = _sampling_engine(subject, options.rows, found)
-        ways = Ways(subject, decoder, found["score_tokens"])
-        job = TimedJob(subject, decoder, Path(scratch), found["score_tokens"])
+        sampler = _sampling_engine(subject, options.rows, found)
+        ways = Ways(subject, sampler, found["score_tokens"])
+        job = TimedJob(subject, sampler, Path(scratch), found["score_tokens"])
         timed = {name: ways.by_name.get(name, job.run) for name in WAYS}
         if subject.stock is None:
             timed = {name: way for name, way in timed.items() if name.startswith("engine")}
@@ -84,7 +84,7 @@ def run(sizes: Sizes, options: Options) -> dict:
         timed = {name: way for name, way in timed.items() if name not in left_out}
         measured = measure(timed, sizes.rounds, subject.engine.device)
         result = _result(options, ways, job, measured, peak)
-        result["sizes"]["rows"] = decoder.num_rows
+        result["sizes"]["rows"] = sampler.num_rows
         result["vllm"] = by_vllm.version if by_vllm else None
         result["no_vllm"] = why_no_vllm
         result["steady_tokens_a_second"] = ways.refills.rate() if ways.refills else None

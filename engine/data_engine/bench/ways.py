@@ -102,10 +102,10 @@ def _read_behind(launched: Iterable[list[list[Tensor]]], lag: int) -> None:
 class Ways:
     """The subject, and a function for each way but the whole job's."""
 
-    def __init__(self, subject: Subject, decoder: SamplingEngine, tokens_a_pass: int = 0) -> None:
+    def __init__(self, subject: Subject, sampler: SamplingEngine, tokens_a_pass: int = 0) -> None:
         self.subject, self.engine, self.stock = subject, subject.engine, subject.stock
         sizes, typical = subject.sizes, subject.typical
-        self.decoder, self.tokens_a_pass = decoder, tokens_a_pass
+        self.sampler, self.tokens_a_pass = sampler, tokens_a_pass
         # One set of values for every way and the whole job: others would make new caches and captures, and in turns.
         self.params = sampling_params(sizes)
         self.refills: Refills | None = None
@@ -189,7 +189,7 @@ class Ways:
             for question, lengths in enumerate(lengths_BK.tolist())
         ]
         units = split_units(len(requests), unit_size or len(requests))
-        sampled = (self.decoder.sample(requests[unit.start : unit.stop], self.params) for unit in units)
+        sampled = (self.sampler.sample(requests[unit.start : unit.stop], self.params) for unit in units)
         return sum(len(found.token_ids) for unit in sampled for found in unit)
 
     def _sample_noted(self) -> int:

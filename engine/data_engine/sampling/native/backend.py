@@ -70,8 +70,8 @@ def _unknown(model: VisionLanguageModel) -> str | None:
 class NativeBackend:
     """The scheduler's loop, which takes its requests from those that were submitted."""
 
-    def __init__(self, decoder: SamplingEngine, settings: BackendSettings) -> None:
-        self._decoder, self._params = decoder, settings.params
+    def __init__(self, engine: SamplingEngine, settings: BackendSettings) -> None:
+        self._engine, self._params = engine, settings.params
         # The loop holds this, and not the back end: no circle keeps the caches alive when the back end is dropped.
         self._submitted = Submitted()
         self._loop: Iterator[Completion | None] | None = None
@@ -81,12 +81,12 @@ class NativeBackend:
     @property
     def wants_more(self) -> bool:
         # What ran out of memory is the last work of its loop: the next one starts with all rows again.
-        beside = self._paused and self._decoder.is_invariant and not self.halvings
+        beside = self._paused and self._engine.is_invariant and not self.halvings
         return not self._submitted and (self._loop is None or beside)
 
     @property
     def halvings(self) -> int:
-        return self._decoder.retries
+        return self._engine.retries
 
     def submit(self, requests: Iterable[PromptRequest]) -> None:
         # What was submitted before is done: `wants_more` asks for nothing beside it.
@@ -98,7 +98,7 @@ class NativeBackend:
     def poll(self) -> list[Completion]:
         if self._loop is None:
             self._num_before = self._submitted.num_taken
-            self._loop = self._decoder.stream(self._submitted, self._params, pauses=True)
+            self._loop = self._engine.stream(self._submitted, self._params, pauses=True)
         try:
             found = next(self._loop)
         except StopIteration:
