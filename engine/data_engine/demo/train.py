@@ -22,6 +22,8 @@ from data_engine.demo.tokenizer import PromptTokenizer, corpus, train_tokenizer
 
 # Far from the seeds that anybody gives to `questions`.
 CAPTION_SEED, PAIR_SEED, WARMUP_SEED = 7_000_001, 7_000_002, 7_000_003
+# Of which a tokenizer is made.
+NUM_CAPTIONS = 3000
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,10 @@ class Recipe:
     threads: int = 2
 
 
-def make_tokenizer(num_captions: int = 3000) -> bytes:
+def make_tokenizer() -> bytes:
     """The tokenizer of both models, from true captions and LLaVA's prompt."""
     captions = []
-    for index in range(num_captions):
+    for index in range(NUM_CAPTIONS):
         scene = world.scene(CAPTION_SEED, index)
         captions.append(world.render(world.true_caption(scene, data.random_style(np.random.default_rng(index)))))
     return train_tokenizer(corpus(captions, world.QUESTIONS))
@@ -71,8 +73,8 @@ def warm_up_vision(model: TinyLlava, recipe: Recipe) -> None:
         classes = data.patch_classes(scenes).flatten(0, 1)
         losses = [functional.cross_entropy(*pair) for pair in zip(logits.split(sizes, -1), classes.T, strict=True)]
         loss = torch.stack(losses).sum()
-        _update(model, optimizer, loss, _cosine(recipe.warmup_lr, step, recipe.warmup_steps))
-        _log("warm-up", step, recipe.warmup_steps, loss)
+        update(model, optimizer, loss, cosine(recipe.warmup_lr, step, recipe.warmup_steps))
+        tell("warm-up", step, recipe.warmup_steps, loss)
 
 
 def train_instruct(model: TinyLlava, tokenizer: PromptTokenizer, recipe: Recipe) -> None:
@@ -93,8 +95,8 @@ def train_instruct(model: TinyLlava, tokenizer: PromptTokenizer, recipe: Recipe)
             batch = make_batch(tokenizer, CAPTION_SEED, first, recipe.batch_size)
             logps = model.token_logps(batch.pixel_values, before_ids, batch.after_ids, batch.labels)
             loss = -logps.sum() / (batch.labels >= 0).sum()
-            _update(model, optimizer, loss, _cosine(lr, step, steps))
-            _log(name, step, steps, loss)
+            update(model, optimizer, loss, cosine(lr, step, steps))
+            tell(name, step, steps, loss)
             first += recipe.batch_size
 
 
@@ -157,12 +159,13 @@ def train_reward(
             reference = instruct.token_logps(*inputs).sum(-1)
         margin_chosen, margin_rejected = (policy.token_logps(*inputs).sum(-1) - reference).chunk(2)
         loss = -functional.logsigmoid(recipe.dpo_beta * (margin_chosen - margin_rejected)).mean()
-        _update(policy, optimizer, loss, recipe.dpo_lr * min(1.0, (step + 1) / 5) * (1 - step / num_steps))
-        _log("reward", step, num_steps, loss)
+        update(policy, optimizer, loss, recipe.dpo_lr * min(1.0, (step + 1) / 5) * (1 - step / num_steps))
+        tell("reward", step, num_steps, loss)
     return policy
 
 
-def _update(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, lr: float) -> None:
+def update(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, lr: float) -> None:
+    """One step against the gradient of the loss, whose norm is cut at 1."""
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.zero_grad(set_to_none=True)
@@ -171,12 +174,13 @@ def _update(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, lr
     optimizer.step()
 
 
-def _cosine(peak: float, step: int, num_steps: int) -> float:
+def cosine(peak: float, step: int, num_steps: int) -> float:
     """Learning rate: 20 steps up, then a cosine down to a hundredth."""
     return peak * min(1.0, (step + 1) / 20) * (0.505 + 0.495 * math.cos(math.pi * step / num_steps))
 
 
-def _log(what: str, step: int, num_steps: int, loss: Tensor) -> None:
+def tell(what: str, step: int, num_steps: int, loss: Tensor) -> None:
+    """Print the loss of each 50th step, and of the last one."""
     if step % 50 == 0 or step == num_steps - 1:
         print(f"{what}: step {step + 1}/{num_steps}, loss {loss.item():.4f}", flush=True)
 

@@ -16,7 +16,7 @@ from data_engine.demo import data, world
 from data_engine.demo.areas import is_true
 from data_engine.demo.models import TinyLlava, published_weights, save_checkpoint
 from data_engine.demo.tokenizer import PAD, PromptTokenizer, after_image, corpus, train_tokenizer
-from data_engine.demo.train import CAPTION_SEED, Recipe, _cosine, _log, _update
+from data_engine.demo.train import CAPTION_SEED, NUM_CAPTIONS, Recipe, cosine, tell, update
 from data_engine.rewards.yesno import YesNoTemplate
 
 # Far from the seeds of the other models, and of anybody's questions.
@@ -40,9 +40,9 @@ def judged_answer(scene: world.Scene) -> str:
     return world.render(make(caption, rng))
 
 
-def make_tokenizer(num_captions: int = 3000) -> bytes:
+def make_tokenizer() -> bytes:
     """From captions, and what the judge is asked about them, often enough for yes and no to become tokens."""
-    scenes = [world.scene(CAPTION_SEED, index) for index in range(num_captions)]
+    scenes = [world.scene(CAPTION_SEED, index) for index in range(NUM_CAPTIONS)]
     captions = [judged_answer(scene) for scene in scenes]
     questions = [TEMPLATE.asks(question, "The picture shows") for question in world.QUESTIONS]
     return train_tokenizer(corpus([*captions, *["ASSISTANT: Yes", "ASSISTANT: No"] * 500], questions))
@@ -105,8 +105,8 @@ def train(out_dir: Path, steps: int, lr: float, size: int, threads: int) -> None
         last = (one.labels >= 0).cumsum(-1) == (one.labels >= 0).sum(-1, keepdim=True)
         verdict = -(logps * (last & (one.labels >= 0))).sum() / size
         words = -logps.sum() / (one.labels >= 0).sum()
-        _update(model, optimizer, verdict + 0.5 * words, _cosine(lr, step, steps))
-        _log("judge", step, steps, verdict)
+        update(model, optimizer, verdict + 0.5 * words, cosine(lr, step, steps))
+        tell("judge", step, steps, verdict)
     save_checkpoint(model, out_dir, tokenizer_model, "llava")
 
 
