@@ -14,7 +14,7 @@ from waiting import until
 
 from data_engine.errors import UserError
 from data_engine.processes import children as children_module
-from data_engine.processes.children import LOCK, Children, Stopped
+from data_engine.processes.children import LOCK, Children, LoopStopped
 
 # Tells that it has begun, and what it hears.
 LISTENS = """
@@ -116,10 +116,10 @@ def test_a_signal_goes_to_the_child_and_stops_the_loop(tmp_path, log, sent, expe
     children = Children(tmp_path)
     with children.alone():
         thread = send_when_begun(tmp_path, sent)
-        with pytest.raises(Stopped):
+        with pytest.raises(LoopStopped):
             children.run(listener(tmp_path, "0"), log and tmp_path / log)
         thread.join()
-        with pytest.raises(Stopped):
+        with pytest.raises(LoopStopped):
             children.run(["true"])
     assert (tmp_path / "heard").read_text() == f"{expected} "
     assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
@@ -132,7 +132,7 @@ def test_the_second_signal_kills_a_trainer_with_all_that_it_started(tmp_path, mo
     script = f'"{sys.executable}" -c "$1" "$2" 0 stubborn & echo $! > "$2/pid"; trap "" TERM; wait; wait'
     with children.alone():
         thread = send_when_begun(tmp_path, signal.SIGTERM, signal.SIGTERM)
-        with pytest.raises(Stopped):
+        with pytest.raises(LoopStopped):
             children.run(["sh", "-c", script, "sh", LISTENS, str(tmp_path)], tmp_path / "log")
         thread.join()
     assert (tmp_path / "heard").read_text() == "SIGTERM "

@@ -27,8 +27,8 @@ LOCK = ".loop.lock"
 log = logging.getLogger(__name__)
 
 
-class Stopped(Exception):
-    """A signal came."""
+class LoopStopped(Exception):
+    """A signal came to a loop; what ends a rank is signals.Stopped."""
 
 
 class Children:
@@ -83,12 +83,12 @@ class Children:
     def run(self, words: Sequence[str], log: Path | None = None, **environment: str) -> int:
         """The exit code of a process, negative for the signal that ended it; what it says goes to `log` and to here.
 
-        Raises Stopped where a signal came, once the process has ended, whatever its code: a trainer that was stopped
-        may end with 0. Raises UserError where it cannot be started. `environment` is for what the loop's own does not
-        have.
+        Raises LoopStopped where a signal came, once the process has ended, whatever its code: a trainer that was
+        stopped may end with 0. Raises UserError where it cannot be started. `environment` is for what the loop's own
+        does not have.
         """
         if self._received:
-            raise Stopped
+            raise LoopStopped
         with contextlib.ExitStack() as stack:
             output = stack.enter_context(log.open("ab")) if log is not None else None
             said = stack.enter_context(log.open("rb")) if log is not None else None
@@ -114,7 +114,7 @@ class Children:
                 pass
         self._sign(os.getpid())
         if self._received:
-            raise Stopped
+            raise LoopStopped
         return child.returncode
 
     def _pass_on(self, child: subprocess.Popen, group: bool, again: bool) -> None:

@@ -126,7 +126,7 @@ def command_of(train: str, one: Round, config: RunConfig) -> list[str]:
 def train(one: Round, words: Sequence[str], children: Children) -> None:
     """Train the model of a round on its pairs, by the words of a command.
 
-    Raises TrainerError where the trainer fails, Stopped as Children.run.
+    Raises TrainerError where the trainer fails, LoopStopped as Children.run.
     """
     # Behind what earlier starts of it said.
     start = one.log.stat().st_size if is_file(one.log) else 0

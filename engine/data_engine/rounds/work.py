@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data_engine.config import RunConfig
 from data_engine.exit_codes import FAILED, STOPPED
-from data_engine.processes.children import Children, Stopped
+from data_engine.processes.children import Children, LoopStopped
 from data_engine.processes.launch import launch_folder
 from data_engine.rounds import page, training
 from data_engine.rounds.places import Round, config_of, require_same, write_config
@@ -39,7 +39,7 @@ def work(loop: RunConfig, num_rounds: int, train: str) -> int:
                     return code
             # One that was killed may have left the page behind.
             page.write(loop, folder)
-    except Stopped:
+    except LoopStopped:
         log.info("stopped; run the same command again to go on")
         return STOPPED
     log.info("rounds done: %d. The last model: %s\nThe course of the rounds: %s", num_rounds, rounds[-1].model,
