@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -19,6 +20,17 @@ class OneDevice(TorchDispatchMode):
             tensors = [one for one in tensors if one.ndim or one.device.type != "cpu"]
         assert len({one.device for one in tensors}) < 2, f"{func} meets tensors of the host and of the device"
         return made
+
+
+class NoLists(TorchFunctionMode):
+    """Raises where a list is made a tensor of the device."""
+
+    def __torch_function__(self, function, types, args=(), options=None):
+        options = options or {}
+        if function in (torch.tensor, torch.as_tensor):
+            device = options.get("device")
+            assert device is None or torch.device(device) != META or args[0] == [], "a list is sent without `sent`"
+        return function(*args, **options)
 
 
 def arrived(values: Tensor, device: torch.device) -> Tensor:

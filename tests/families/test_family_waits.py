@@ -8,10 +8,9 @@ import pytest
 import torch
 from asked import ASKED
 from families import FAMILIES, named
-from one_device import META, OneDevice, arrived
+from one_device import META, NoLists, OneDevice, arrived
 from test_family_packed_tower import Flash
 from test_family_positions import prompt
-from torch.overrides import TorchFunctionMode
 
 from data_engine.models import load_model
 from data_engine.models.auto.forward import mirrored, own_forward, packed_tower, processed
@@ -40,17 +39,6 @@ OWN = [
 def flash(monkeypatch) -> Flash:
     """As on a GPU."""
     return Flash(monkeypatch)
-
-
-class NoLists(TorchFunctionMode):
-    """Raises where a list is made a tensor of the device."""
-
-    def __torch_function__(self, function, types, args=(), options=None):
-        options = options or {}
-        if function in (torch.tensor, torch.as_tensor):
-            device = options.get("device")
-            assert device is None or torch.device(device) != META or args[0] == [], "a list is sent without `sent`"
-        return function(*args, **options)
 
 
 @contextlib.contextmanager

@@ -158,7 +158,8 @@ def _run_rows(model: VisionLanguageModel, asked: list[tuple[Prefix, list[tuple[i
     found = []
     for prefix, answers in asked:
         longest = max(map(len, answers))
-        ids = torch.tensor([[*one, *[one[-1]] * (longest - len(one))] for one in answers], device=model.device)
+        padded = [[*one, *[one[-1]] * (longest - len(one))] for one in answers]
+        ids = sent(torch.tensor(padded), model.device)
         positions = (prefix.end.next_position + torch.arange(longest, device=model.device)).expand(len(answers), -1)
         layout = _Rows(Behind(prefix, (longest,) * len(answers)), model)
         with attending(layout, model.attention_layers):
