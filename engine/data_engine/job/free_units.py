@@ -14,10 +14,10 @@ LOOK_AGAIN_S = 5.0
 
 
 class FreeUnits:
-    """The units that no rank has published; whether one has claimed them is asked by who takes them.
+    """The units that no rank has published. They may be claimed: the caller claims a unit before it computes it.
 
-    A look lists the folders of the stages. In a folder of 100,000 units that takes longer than computing a small one,
-    so that one look is good for many units of a stage.
+    A look lists the folders of the stages. In a folder of 100,000 units that takes longer than computing a small unit,
+    so the result of one look is used for many units.
     """
 
     def __init__(self, work_dir: Path, mine: Sequence[int]) -> None:
@@ -28,8 +28,9 @@ class FreeUnits:
         self._looks: dict[tuple[str, ...], tuple[float, str, Iterator[tuple[str, int]]]] = {}
 
     def of(self, todo: Sequence[Stage]) -> Iterator[tuple[Stage, int]]:
-        """What was workable at the last look of the stage taken last, from where that call stopped; then all that is
-        workable now.
+        """Units that may be computed now: first those of the last look, then those of a new one.
+
+        Of the last look, units of the stage that was taken last, from the place at which the call before stopped.
         """
         by_name = {stage.name: stage for stage in todo}
         names = tuple(by_name)

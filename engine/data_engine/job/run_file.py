@@ -243,11 +243,11 @@ def read(work_dir: Path) -> dict | None:
 def current(work_dir: Path, stage: Stage, bound: Mapping, figures: Mapping) -> Iterator[None]:
     """Inside, run.json keeps the values that a unit of this stage was computed with, and the unit may be published.
 
-    So it does the `figures`: the frozen ones, on which the last bits of every unit depend, and how many questions the
+    It keeps the `figures` too: the frozen ones, on which the last bits of every unit depend, and how many questions the
     run asks. A start with other values replaces those on which no published unit depends; it looks for units, and
-    replaces, while nobody is inside. Raises UserError where it was faster: units in hand are not published then. Who is
-    stopped inside, between two system calls and for a minute, is not waited for: where its unit was the first, both
-    starts are refused. So it does where there is no run.json any more.
+    replaces, while no process is inside. It does not wait for a process that is stopped inside for a minute, between
+    two system calls: where the unit of that process was the first, both starts are refused.
+    Raises UserError where another start has replaced a value, or run.json is gone: the unit must not be published.
     """
     with alone_with(work_dir / "run.json", fcntl.LOCK_SH):
         found = read(work_dir)

@@ -56,7 +56,7 @@ class Noting:
 
 
 def forget() -> None:
-    """Have the layout of a prompt that failed note it anew."""
+    """Drop what was noted of a prompt that failed: it is run again under the same layout."""
     layout = layout_in_force()
     if isinstance(layout, Noting):
         layout.forget()

@@ -15,7 +15,7 @@ Kind = str | dict[str, str]
 
 
 def keep_constant_tables(decoder: nn.Module, longest: int) -> None:
-    """Have tables that grow beyond `longest` positions alone, the most that the model takes, stay without a look.
+    """Have transformers choose no table anew that changes only beyond `longest` positions, the most that a model takes.
 
     Source: dynamic NTK as transformers has it, whose base grows beyond max_position_embeddings.
     """
@@ -25,7 +25,7 @@ def keep_constant_tables(decoder: nn.Module, longest: int) -> None:
 
 
 def tables_by_position(decoder: nn.Module) -> list[nn.Module]:
-    """The modules whose table is another one from some position on."""
+    """The modules that have a second table, for passes that reach beyond some position."""
     return [module for module in decoder.modules() if "longrope" in _kinds(getattr(module, "rope_type", ""))]
 
 
@@ -37,9 +37,9 @@ def follow_largest(decoder: nn.Module) -> bool:
 
 @contextlib.contextmanager
 def kept(tables: Sequence[nn.Module]) -> Iterator[None]:
-    """Have these modules keep the tables that they have: those of the prompt, where no pass comes to that position.
+    """Inside, these modules keep the tables of the prompt; no pass reaches the position from which they have others.
 
-    Older versions of transformers read the position; newer ones choose on the device.
+    Older versions of transformers read the largest position of a pass; newer ones choose on the device.
     """
     before = [table.rope_type for table in tables]
     for table in tables:

@@ -47,11 +47,11 @@ class Packing:
         self._found: dict[int, bytes | None] = {}
 
     def run(self, prompts: Sequence[Prompt], room: int) -> list[Prefix]:
-        """What the first prompts leave: as many as run in one pass of up to `room` rows, or the first one; nothing
-        where that is to run as it is, since it is too long for a pass or does not fit one.
+        """Run as many of the first prompts as go in one pass of up to `room` rows, at least one; what they leave.
 
-        Several for which memory does not suffice are no error, since they may have room one by one; no pass of several
-        as large is tried again. Nor is a prompt that a pass cannot hold; no other pass of several is tried.
+        An empty list where the first one is to run without a pass: it is too long for one, or does not fit one. After
+        a prompt that does not fit a pass, no pass has several. Where memory runs out in a pass of several prompts, they
+        run in smaller passes, and no later pass of several has as many rows.
         """
         lengths = [prompt.length for prompt in prompts[:MOST_PROMPTS]]
         try:

@@ -55,7 +55,7 @@ class Recorder(Protocol):
 
 
 class Captures:
-    """Captures of a model's steps, until one fails; one for the life of a SamplingEngine."""
+    """Captures the steps of a model, until a capture fails; a SamplingEngine has one of these for its life."""
 
     def __init__(self, recorder: Recorder | None) -> None:
         """Without a recorder, nothing is captured."""
@@ -87,9 +87,10 @@ class Captures:
         return self._kept(step, lambda: self._recorder.rehearse(once))
 
     def run(self, step: Step, before: int) -> Tensor | None:
-        """Where a step cannot be undone: one of the run, `before` it so many; None where it is to be kept as a graph.
+        """Run a step that cannot be undone, behind `before` others, and return what it drew.
 
-        The first warms up, and the second shows whether the host waits.
+        The first step warms up, and the second shows whether the host waits. None for any later one, which is not run:
+        it is to be kept as a graph.
         """
         drawn: list[Tensor] = []
         if before == 0:
