@@ -32,7 +32,7 @@ from data_engine.errors import UserError
 from data_engine.job import worker
 from data_engine.models.native.llava import Llava
 from data_engine.pipeline import sample, score
-from data_engine.pipeline.asked import asked
+from data_engine.pipeline.public_arguments import read_question
 from data_engine.questions import dataset, images
 from data_engine.questions.images import BadImage, as_seen, decode, was_turned
 from data_engine.reporting.page import report_text
@@ -167,7 +167,7 @@ def test_the_functions_of_the_api_see_the_upright_picture_unless_told(instruct):
 
 def test_an_unknown_way_with_exif_is_refused():
     with pytest.raises(UserError, match="got 'aply'"):
-        asked(save(UPRIGHT, "PNG"), "What is it?", 64, "aply")
+        read_question(save(UPRIGHT, "PNG"), "What is it?", 64, "aply")
 
 
 def camera_pictures() -> list[dict]:
