@@ -120,9 +120,9 @@ def places_of(reasons: Sequence[str | None]) -> list[int]:
     return [place for place, reason in enumerate(reasons) if reason is None]
 
 
-def by_idx(rows: Iterable[RewardedAnswer], names: Sequence[str] = SUM_AND_AVG) -> dict[Hashable, list[RewardedAnswer]]:
+def by_idx(rows: Iterable[RewardedAnswer]) -> dict[Hashable, list[RewardedAnswer]]:
     """The rows of each question, in the order in which the questions first appear."""
-    fields = (*KEY_FIELDS, *names)
+    fields = (*KEY_FIELDS, *SUM_AND_AVG)
     groups: dict[Hashable, dict[int, RewardedAnswer]] = {}
     for number, row in enumerate(rows):
         if not isinstance(row, Mapping):
@@ -133,7 +133,7 @@ def by_idx(rows: Iterable[RewardedAnswer], names: Sequence[str] = SUM_AND_AVG) -
         missing = [name for name in fields if name not in row]
         if missing:
             raise UserError(f"row {number} has no {missing}; a row needs {', '.join(fields)}")
-        _check_values(number, row, names)
+        _check_values(number, row)
         answers = groups.setdefault(row["idx"], {})
         if row["sample_index"] in answers:
             raise UserError(
@@ -144,7 +144,7 @@ def by_idx(rows: Iterable[RewardedAnswer], names: Sequence[str] = SUM_AND_AVG) -
     return {idx: list(answers.values()) for idx, answers in groups.items()}
 
 
-def _check_values(number: int, row: RewardedAnswer, names: Sequence[str]) -> None:
+def _check_values(number: int, row: RewardedAnswer) -> None:
     """Raise UserError for values of other types; a table of pandas has NaN where it has none."""
     idx, index, answer = row["idx"], row["sample_index"], row["answer"]
     if not isinstance(idx, str | numbers.Integral):
@@ -153,7 +153,7 @@ def _check_values(number: int, row: RewardedAnswer, names: Sequence[str]) -> Non
         raise UserError(f"row {number}: sample_index must be a whole number, got {index!r}")
     if not isinstance(answer, str | None):
         raise UserError(f"row {number}: answer must be text, or None where there is none, got {answer!r}")
-    for name in names:
+    for name in SUM_AND_AVG:
         reward = row[name]
         # Decimals and tensors of one number are numbers, too; the NA of pandas has no value as one.
         is_number = hasattr(type(reward), "__float__") and not isinstance(reward, bool)

@@ -21,6 +21,8 @@ Table = list[tuple[str, ...]]
 # Columns of a dataset that name where a row is from, the first of them that is there.
 SOURCE_COLUMNS = ("ds_name", "origin_dataset")
 MOST_SOURCES, MOST_REASONS, MOST_LETTERS = 40, 30, 200
+# What the timeline of a rank tells apart.
+LANE_STEPS = 400
 
 
 def funnel_bars(funnel: Funnel) -> list[dict]:
@@ -140,9 +142,7 @@ def rank_table(work_dir: Path) -> Table:
     return rows
 
 
-def lanes(
-    work_dir: Path, most: int = 32, steps: int = 400
-) -> tuple[list[tuple[str, list[tuple[float, float, str]]]], int]:
+def lanes(work_dir: Path, most: int = 32) -> tuple[list[tuple[str, list[tuple[float, float, str]]]], int]:
     """What each rank computed when, in seconds since the first start; spans of a stage that nearly touch are one.
 
     The first `most` ranks, and how many there are.
@@ -154,7 +154,7 @@ def lanes(
         return [], 0
     first = min(start for spans in found.values() for start, _, _ in spans)
     last = max(end for spans in found.values() for _, end, _ in spans)
-    near = (last - first) / steps
+    near = (last - first) / LANE_STEPS
     named = sorted(found.items(), key=lambda one: [(len(part), part) for part in one[0].split(":")])[:most]
 
     def since_first(spans: list[tuple[float, float, str]]) -> list[tuple[float, float, str]]:
