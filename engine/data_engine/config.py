@@ -20,7 +20,6 @@ from data_engine.stages import (
     COMPARED,
     JUDGES,
     SOURCES,
-    TEMPLATE_KWARGS,
     TRAINED,
     RunStages,
     SourceFlags,
@@ -154,19 +153,15 @@ class RunConfig(Flags):
     @property
     def chat(self) -> ChatSettings:
         """What the flags say about chat templates."""
-        return ChatSettings(self.chat_template_text, self.template_kwargs)
+        return ChatSettings(self.chat_template_text, self.template_kwargs(TRAINED))
 
     def chat_of(self, role: str) -> ChatSettings:
         """What they say about that of a role: a judge has a template of its own."""
         if role in COMPARED:
             return self.chat
         if role in JUDGES:
-            return ChatSettings(None, self.judge_kwargs(role), f"--{kwargs_flag(role)}")
+            return ChatSettings(None, self.template_kwargs(role), f"--{kwargs_flag(role)}")
         return NO_CHAT_SETTINGS
-
-    def judge_kwargs(self, role: str) -> dict[str, object]:
-        """The object of --ROLE_chat_template_kwargs. Raises UserError as template_kwargs does."""
-        return self._object_of(kwargs_flag(role))
 
     @functools.cached_property
     def vllm_options(self) -> dict[str, object]:
@@ -178,12 +173,12 @@ class RunConfig(Flags):
         """Whether this start may draw answers by vLLM."""
         return self.sampler == "vllm" and self.continue_from_stage == 0
 
-    @functools.cached_property
-    def template_kwargs(self) -> dict[str, object]:
-        """The object of --chat_template_kwargs. Raises UserError where it is none, or has what the engine sets."""
-        return self._object_of(TEMPLATE_KWARGS)
+    def template_kwargs(self, role: str) -> dict[str, object]:
+        """The arguments of a role's chat template: of --chat_template_kwargs, or of a judge's own flag.
 
-    def _object_of(self, flag: str) -> dict[str, object]:
+        Raises UserError for what is no JSON object, and for arguments that the engine sets.
+        """
+        flag = kwargs_flag(role)
         given = getattr(self, flag)
         if given is None:
             return {}

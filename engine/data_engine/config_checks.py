@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from data_engine.flag_files import RULES_BY_NAME, files_by_name, names_in
 from data_engine.flags import require
-from data_engine.stages import JUDGES, TEMPLATE_KWARGS
+from data_engine.stages import JUDGES, TRAINED, kwargs_flag
 from data_engine.vllm_settings import LEAST_TEMPERATURE
 
 # A config.RunConfig, which goes by this module.
@@ -192,8 +192,8 @@ def _given(name: str) -> Check:
     return Check((name, "rewards"), hold)
 
 
-def _judge_kwargs(role: str) -> Check:
-    return Check((f"{role}_{TEMPLATE_KWARGS}",), lambda config: config.judge_kwargs(role))
+def _template_kwargs(role: str) -> Check:
+    return Check((kwargs_flag(role),), lambda config: config.template_kwargs(role))
 
 
 def _yesno_template(config: Config) -> None:
@@ -266,8 +266,7 @@ CHECKS = (
     Check(("device",), _device),
     Check(("columns",), lambda config: config.column_names),
     Check(("chat_template",), lambda config: config.chat_template_text),
-    Check(("chat_template_kwargs",), lambda config: config.template_kwargs),
-    *(_judge_kwargs(role) for role in JUDGES),
+    *map(_template_kwargs, (TRAINED, *JUDGES)),
     Check(("yesno_template",), _yesno_template),
     Check(("rule",), _rule),
     Check(("vllm_args", "sampler"), _no_vllm_args),

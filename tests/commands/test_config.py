@@ -260,8 +260,8 @@ def test_a_chat_template_that_is_none_is_refused(tmp_path):
 
 def test_arguments_of_the_chat_template_are_an_object():
     config = parse([*REQUIRED, "--chat_template_kwargs", '{"enable_thinking": false}'])
-    assert config.template_kwargs == {"enable_thinking": False}
-    assert parse(REQUIRED).template_kwargs == {}
+    assert config.template_kwargs("instruct") == {"enable_thinking": False}
+    assert parse(REQUIRED).template_kwargs("instruct") == {}
 
 
 @pytest.mark.parametrize("value", ["enable_thinking=false", "[1]", "5", '"a"', "null", "{", "[" * 99999, "{'a': 1}"])

@@ -102,14 +102,12 @@ def _canonical(config: RunConfig) -> dict[str, str | None]:
     given = {ours: theirs for ours, theirs in config.column_names.items() if ours not in REFERENCE_COLUMNS}
     names = {ours: theirs for ours, theirs in given.items() if ours != theirs}
     template = config.chat_template_text
-    judges = {stages.kwargs_flag(role): config.judge_kwargs(role) for role in stages.JUDGES if role in config.roles}
+    roles = (stages.TRAINED, *(role for role in stages.JUDGES if role in config.roles))
+    template_kwargs = {stages.kwargs_flag(role): config.template_kwargs(role) for role in roles}
     return {
         "columns": ",".join(f"{ours}={names[ours]}" for ours in sorted(names)) or None,
         "chat_template": hashlib.sha256(template.encode()).hexdigest() if template is not None else None,
-        **{
-            name: json.dumps(given, sort_keys=True) if given else None
-            for name, given in ({stages.TEMPLATE_KWARGS: config.template_kwargs} | judges).items()
-        },
+        **{name: json.dumps(value, sort_keys=True) if value else None for name, value in template_kwargs.items()},
         "compile_layers": config.compile_layers or None,
         "sampler": None if config.sampler == "native" else config.sampler,
         **({"vllm_args": shaping(config.vllm_options)} if config.sampler == "vllm" else {}),
