@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from data_engine.flag_files import RULES_BY_NAME, files_by_name, names_in
+from data_engine.flag_files import RULES_BY_NAME, files_by_name
 from data_engine.flags import require
 from data_engine.stages import JUDGES, TRAINED, kwargs_flag
 from data_engine.vllm_settings import LEAST_TEMPERATURE
@@ -196,18 +196,6 @@ def _template_kwargs(role: str) -> Check:
     return Check((kwargs_flag(role),), lambda config: config.template_kwargs(role))
 
 
-def _yesno_template(config: Config) -> None:
-    """The names of aspects, of which columns are made; the files are read where they are needed."""
-    if names_in(config.yesno_template):
-        files_by_name("yesno_template", config.yesno_template)
-
-
-def _rule(config: Config) -> None:
-    """Several rules have names that columns may have."""
-    if names_in(config.rule):
-        files_by_name("rule", config.rule, RULES_BY_NAME)
-
-
 def _near_duplicates(config: Config) -> None:
     near = config.near_duplicates
     require(near is None or 0 < near <= 1, f"near_duplicates must be above 0 and at most 1, got {near}")
@@ -267,8 +255,9 @@ CHECKS = (
     Check(("columns",), lambda config: config.column_names),
     Check(("chat_template",), lambda config: config.chat_template_text),
     *map(_template_kwargs, (TRAINED, *JUDGES)),
-    Check(("yesno_template",), _yesno_template),
-    Check(("rule",), _rule),
+    # The names of aspects, of which columns are made; the files are read where they are needed.
+    Check(("yesno_template",), lambda config: files_by_name("yesno_template", config.yesno_template)),
+    Check(("rule",), lambda config: files_by_name("rule", config.rule, RULES_BY_NAME)),
     Check(("vllm_args", "sampler"), _no_vllm_args),
     Check(("vllm_args", "sampler"), _vllm_args),
     Check(("answers", "sampler"), _vllm_or_answers),

@@ -157,11 +157,14 @@ def each_path(text: str, change: Callable[[str], str]) -> str:
     return ",".join(name + equals + (change(path.strip()) if path.strip() else path) for name, equals, path in items)
 
 
-def files_by_name(flag: str, text: str, expected: str = FILES_BY_NAME) -> dict[str, str]:
+def files_by_name(flag: str, text: str | None, expected: str = FILES_BY_NAME) -> dict[str, str | None]:
     """The paths in NAME=FILE,NAME=FILE by name, in the order of the names, which is the same however they are given.
 
-    Raises UserError for what is no such list; `expected` says what would be one.
+    A single file, and what the flag is where it is not given, has the name "". Raises UserError for what begins as such
+    a list and is none; `expected` says what would be one.
     """
+    if not names_in(text):
+        return {"": text}
     found = {}
     for name, path in _items(text):
         if not path:

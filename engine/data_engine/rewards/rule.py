@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from data_engine.config import RunConfig
-from data_engine.flag_files import RULES_BY_NAME, files_by_name, names_in
+from data_engine.flag_files import RULES_BY_NAME, files_by_name
 from data_engine.rewards import RewardSettings, StageColumns
 from data_engine.rewards.aspects import rewards_of
 from data_engine.rules import BUILT_IN
@@ -29,14 +29,12 @@ def flags(config: RunConfig) -> SourceFlags:
 
     Raises UserError where one cannot be imported: before hours of work, and in a process of its own.
     """
-    aspects = names_in(config.rule)
-    shown = files_by_name("rule", config.rule, RULES_BY_NAME) if aspects else {"": config.rule}
-    rules = {aspect: read_rule(one) for aspect, one in shown.items()}
+    rules = {aspect: read_rule(one) for aspect, one in files_by_name("rule", config.rule, RULES_BY_NAME).items()}
     warnings = dict.fromkeys(told for rule in rules.values() if rule.module is None for told in _tried(rule))
     names = sorted((ours, theirs) for ours, theirs in config.column_names.items() if ours in REFERENCE_COLUMNS)
     named = ",".join(f"{ours}={theirs}" for ours, theirs in names if ours != theirs) or None
     identities = {aspect: rule.identity for aspect, rule in rules.items()}
-    bound = {"rule": identities if aspects else identities[""], "reference_columns": named}
+    bound = {"rule": identities.get("", identities), "reference_columns": named}
     value = {score_name(aspect): rule for aspect, rule in rules.items()}
     needed_by = f"rule {config.rule}"
     built_in = [BUILT_IN[rule.shown] for rule in rules.values() if rule.module is not None]

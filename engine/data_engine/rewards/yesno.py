@@ -13,7 +13,7 @@ import numpy as np
 
 from data_engine.config import RunConfig
 from data_engine.errors import Collected, UserError
-from data_engine.flag_files import files_by_name, names_in, read_text
+from data_engine.flag_files import files_by_name, read_text
 from data_engine.rewards import RewardSettings, StageColumns
 from data_engine.rewards.aspects import rewards_of
 from data_engine.schemas import score_name
@@ -72,14 +72,11 @@ def flags(config: RunConfig) -> SourceFlags:
     """The templates by the column of their scores; units are bound to the content of each, also to that of the default
     one, which may change with the version. Raises UserError for files that are no templates, each of them.
     """
-    given = config.yesno_template
-    aspects = names_in(given)
-    paths = files_by_name("yesno_template", given) if aspects else {"": given}
     templates, problems = {}, Collected()
-    for aspect, path in paths.items():
+    for aspect, path in files_by_name("yesno_template", config.yesno_template).items():
         with problems.noting():
             templates[aspect] = YesNoTemplate.read(path)
     problems.raise_any()
     hashes = {aspect: hashlib.sha256(template.text.encode()).hexdigest() for aspect, template in templates.items()}
     value = {score_name(aspect): template for aspect, template in templates.items()}
-    return SourceFlags(value, {"yesno_template": hashes if aspects else hashes[""]})
+    return SourceFlags(value, {"yesno_template": hashes.get("", hashes)})
