@@ -32,7 +32,7 @@ FLOORS = [
     "data_engine_kernels",
     "store questions processes rules",
     "config config_checks flags chat_settings vllm_settings flag_files schemas errors exit_codes seeds stages"
-    " of_pairing plural tables",
+    " of_pairing plural duration tables",
 ]
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 

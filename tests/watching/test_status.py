@@ -10,9 +10,9 @@ from watched_run import STAGES, described, make_run, unit_line, write_log
 
 from data_engine.commands import status
 from data_engine.commands.work_dir import read_run
+from data_engine.duration import duration
 from data_engine.errors import IncompleteError, UserError
 from data_engine.store import logs
-from data_engine.store.logs import duration
 
 NOW = 1_000_000.0
 

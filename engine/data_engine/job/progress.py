@@ -11,6 +11,7 @@ from types import TracebackType
 import pyarrow as pa
 from tqdm import tqdm
 
+from data_engine.duration import duration
 from data_engine.processes.ranks import Ranks
 from data_engine.store import logs, units
 from data_engine.store.units import UnitResult
@@ -106,7 +107,7 @@ class Progress:
             self._bar.update(published - self._bar.n)
             return
         left = (self._total - published) * elapsed / done if done else None
-        ending = "" if left is None or not left else f", {logs.duration(left)} left"
+        ending = "" if left is None or not left else f", {duration(left)} left"
         log.info("%d of %d units, %s%s", published, self._total, rate, ending)
 
     def _watch(self) -> None:

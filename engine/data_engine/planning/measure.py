@@ -17,11 +17,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from data_engine.duration import duration
 from data_engine.errors import UserError
 from data_engine.planning import sizes
 from data_engine.planning.found import Found
 from data_engine.processes.ranks import since_start_s
-from data_engine.store.logs import duration
 from data_engine.store.room import nearest_folder
 
 BUDGET_S = 45.0

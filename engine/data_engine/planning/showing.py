@@ -1,10 +1,10 @@
 """A plan and a measurement as lines of text."""
 
+from data_engine.duration import duration
 from data_engine.planning.plan import RunPlan, StagePlan
 from data_engine.planning.sizes import told
 from data_engine.plural import plural
 from data_engine.reporting.timings import aligned
-from data_engine.store.logs import duration
 
 HEADING = ("plan", "units", "done", "questions", "prompt tokens", "answer tokens", "on disk")
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from data_engine.store.logs import duration
+from data_engine.duration import duration
 
 LINE_S = 60.0
 

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from data_engine.duration import duration
 from data_engine.preferences.funnel import Funnel
 from data_engine.preferences.pairs_metadata import metadata_of
 from data_engine.preferences.reward_totals import label, signed
@@ -138,7 +139,7 @@ def rank_table(work_dir: Path) -> Table:
     rows = [("stage", "rank", "units", "time", "answers", "answers/s", "tokens/s")]
     for (stage, rank), (count, seconds, answers, tokens) in found.items():
         paces = [f"{value / seconds:,.1f}" if seconds and value else "" for value in (answers, tokens)]
-        rows.append((stage, rank, f"{count:,}", logs.duration(seconds), f"{int(answers):,}", *paces))
+        rows.append((stage, rank, f"{count:,}", duration(seconds), f"{int(answers):,}", *paces))
     return rows
 
 

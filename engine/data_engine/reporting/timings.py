@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_engine import stages
+from data_engine.duration import duration
 from data_engine.reporting import quarantine
 from data_engine.reporting.quarantine import Kind
 from data_engine.store import logs
@@ -61,10 +62,10 @@ class Summary:
             pace = f"{time.answers / time.seconds:,.1f}" if time.seconds else ""
             peak = f"{time.peak_gb:.1f}" if time.peak_gb else ""
             troubles = (f"{getattr(time, TROUBLES[name]):,}" for name in happened)
-            done = (stage, f"{time.units:,}", logs.duration(time.seconds))
+            done = (stage, f"{time.units:,}", duration(time.seconds))
             rows.append((*done, f"{time.answers:,}", pace, peak, *troubles))
         for event, (count, seconds) in self.events.items():
-            rows.append((event, f"{count:,}", logs.duration(seconds), *[""] * (len(heading) - 3)))
+            rows.append((event, f"{count:,}", duration(seconds), *[""] * (len(heading) - 3)))
         return rows
 
     def left_out(self) -> list[tuple[str, ...]]:

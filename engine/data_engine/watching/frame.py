@@ -10,8 +10,8 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from data_engine.duration import duration
 from data_engine.plural import plural
-from data_engine.store.logs import duration
 from data_engine.store.units import compressed
 from data_engine.watching.inert import inert
 from data_engine.watching.progress import (

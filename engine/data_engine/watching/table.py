@@ -1,7 +1,7 @@
 """The plain table of `status`: lines of text for any terminal, pipe or file."""
 
+from data_engine.duration import duration
 from data_engine.plural import plural
-from data_engine.store.logs import duration
 from data_engine.watching.inert import inert
 from data_engine.watching.progress import TROUBLED, WRITTEN, Progress, RankProgress, StageProgress
 
