@@ -74,7 +74,7 @@ def per_idx(pairs: Sequence[Pair], seed: int, max_pairs: int = MAX_PAIRS_PER_IDX
     return kept
 
 
-def equal(pairs: Sequence[Pair], seed: int, rank_by: Sequence[str]) -> list[bool]:
+def equal(rank_by: Sequence[str], pairs: Sequence[Pair], seed: int) -> list[bool]:
     """Drop the pairs whose answers are equal by each of these rewards: sample_index alone told which one is chosen."""
     return [
         any(rewards[pair.good] != rewards[pair.bad] for rewards in map(pair.answers.rewards.__getitem__, rank_by))
@@ -82,12 +82,12 @@ def equal(pairs: Sequence[Pair], seed: int, rank_by: Sequence[str]) -> list[bool
     ]
 
 
-def min_margin(pairs: Sequence[Pair], seed: int, least: float) -> list[bool]:
+def min_margin(least: float, pairs: Sequence[Pair], seed: int) -> list[bool]:
     """Drop the pairs whose margin is less than --min_margin."""
     return [pair.margin >= least for pair in pairs]
 
 
-def max_margin(pairs: Sequence[Pair], seed: int, most: float) -> list[bool]:
+def max_margin(most: float, pairs: Sequence[Pair], seed: int) -> list[bool]:
     """Drop the pairs whose margin is more than --max_margin."""
     return [pair.margin <= most for pair in pairs]
 
@@ -130,8 +130,9 @@ Filter = Callable[[Sequence, int], list[bool]]
 QUESTION_FILTERS: dict[str, Filter] = {"identical": identical, "per_idx": per_idx}
 DATASET_FILTERS: dict[str, Filter] = {"length_balance": length_balance}
 FILTERS: dict[str, Filter] = {**QUESTION_FILTERS, **DATASET_FILTERS}
-# Filters of a question that run before the others where the field of FilterRule of the same name is set.
-ON_REQUEST: dict[str, Callable[[Sequence, int, Any], list[bool]]] = {
+# Filters of a question that run before the others where the field of FilterRule of the same name is set, which is their
+# first argument.
+ON_REQUEST: dict[str, Callable[[Any, Sequence, int], list[bool]]] = {
     "equal": equal, "min_margin": min_margin, "max_margin": max_margin,
 }  # fmt: skip
 
@@ -142,7 +143,7 @@ def question_filters(rule: FilterRule) -> dict[str, Filter]:
     for name, keeps in ON_REQUEST.items():
         limit = getattr(rule, name)
         if limit is not None:
-            asked[name] = functools.partial(_limited, keeps, limit)
+            asked[name] = functools.partial(keeps, limit)
     return {**asked, **QUESTION_FILTERS, "per_idx": functools.partial(per_idx, max_pairs=rule.max_pairs)}
 
 
@@ -150,10 +151,6 @@ def dataset_filters(rule: FilterRule) -> dict[str, Filter]:
     """The filters that a pairing runs for all pairs."""
     balance = functools.partial(length_balance, max_mean_difference=rule.length_balance)
     return {**DATASET_FILTERS, "length_balance": balance}
-
-
-def _limited(keeps: Callable, limit: object, pairs: Sequence, seed: int) -> list[bool]:
-    return keeps(pairs, seed, limit)
 
 
 class Selected(Sequence):
