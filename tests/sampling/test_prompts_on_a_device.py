@@ -13,10 +13,9 @@ from prompts import spliced
 from torch import Tensor
 
 from data_engine import load_model
-from data_engine.bench import bare_llama
 from data_engine.bench.bare_llama import TINY_LLAMA, BareLlama
 from data_engine.models.base import VisionLanguageModel
-from data_engine.models.layers import noting
+from data_engine.models.layers import merged_linear, noting
 from data_engine.models.layers.attention import LayerCall
 from data_engine.models.layers.head import Head
 from data_engine.models.layers.merged_linear import MergedLinear, merge_linears
@@ -101,7 +100,7 @@ def test_merged_layers_hand_each_prompt_the_attention_call_that_it_makes_alone(g
         return plain(call)
 
     monkeypatch.setattr(noting, "plain", noted)
-    monkeypatch.setattr(bare_llama, "merges_linears", lambda *_, **__: True)
+    monkeypatch.setattr(merged_linear, "merges_linears", lambda *_, **__: True)
     model = BareLlama(TINY_LLAMA | {"num_key_value_heads": groups}, META, torch.bfloat16)
     prompts = [model.prompt(length) for length in (70, 65, 81)]
     for prompt in prompts:
@@ -127,7 +126,7 @@ def test_the_benchs_decoder_has_the_rotary_frequencies_of_one_that_is_loaded(gol
 @pytest.mark.parametrize("measured", [True, False])
 def test_memory_that_runs_out_in_a_pass_or_in_its_measurement_leaves_no_tensor_of_it(part, measured, monkeypatch):
     """Between the layers of one product, which keep what the others are handed."""
-    monkeypatch.setattr(bare_llama, "merges_linears", lambda *_, **__: True)
+    monkeypatch.setattr(merged_linear, "merges_linears", lambda *_, **__: True)
     model, rows = BareLlama(TINY_LLAMA, torch.device("cpu"), torch.bfloat16), []
     prompts, packing = [model.prompt(length) for length in (65, 71)], Packing(model)
     if measured:

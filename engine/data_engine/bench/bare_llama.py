@@ -11,9 +11,7 @@ from transformers import AutoModel, LlamaConfig
 
 from data_engine.models.layers import attention
 from data_engine.models.layers.backends import choose_backends
-from data_engine.models.layers.cpu_linear import pack_linears
-from data_engine.models.layers.fused import fuse_operations
-from data_engine.models.layers.merged_linear import merge_linears, merges_linears
+from data_engine.models.layers.for_device import fit
 from data_engine.models.native.model import EmbeddingDecoder
 
 # The decoder of LLaVA-1.5-7B but for its vocabulary; and one for the CPU, to see that what uses it runs. Widths are
@@ -47,10 +45,7 @@ class BareLlama(EmbeddingDecoder):
         # Made in its dtype: a cast would take the memory of fp32 weights first, and round rotary frequencies too.
         with torch.device(device):
             decoder = AutoModel.from_config(config, dtype=dtype).eval()
-        pack_linears(decoder, once=True)
-        if merges_linears(device, split=False):
-            merge_linears(decoder)
-            fuse_operations(decoder)
+        fit(decoder, device)
         super().__init__(decoder, device, dtype)
 
     def embed_tokens(self, token_ids_T: Tensor) -> Tensor:

@@ -53,9 +53,7 @@ def load_model(
     from data_engine.models.device import pick_device, pick_dtype
     from data_engine.models.layers.backends import choose_backends
     from data_engine.models.layers.compiled_layers import compile_layers
-    from data_engine.models.layers.cpu_linear import pack_linears
-    from data_engine.models.layers.fused import fuse_operations
-    from data_engine.models.layers.merged_linear import merge_linears, merges_linears
+    from data_engine.models.layers.for_device import fit, fuse
     from data_engine.models.layers.rotary import keep_constant_tables
 
     _check_types(name, path, chat_template, chat_template_kwargs)
@@ -74,24 +72,18 @@ def load_model(
         check_files(folder)
         more = head_options(family, headed)
         model = code.load(folder, chosen, pick_dtype(dtype, chosen), split, settings, **more)
-        on_gpu = model.decoder is not None and merges_linears(chosen, split=split is not None)
         if model.decoder is not None:
             longest = model.max_plain_positions if model.has_plain_path else model.max_positions
             keep_constant_tables(model.decoder, longest)
-            pack_linears(model.decoder, once=split is None)
-        if on_gpu:
-            merge_linears(model.decoder)
-            # The compiler makes kernels of its own.
-            if not compiled:
-                fuse_operations(model.decoder)
+            fit(model.decoder, chosen, split=split is not None, compiled=compiled)
         if split is not None:
             model.is_split = True
             split.run_together(model)
         model.find_layers()
     if compiled and (why := compile_layers(model)) is not None:
         log.warning("the layers of %s are not compiled: %s", path, why)
-        if on_gpu:
-            fuse_operations(model.decoder)
+        if model.decoder is not None:
+            fuse(model.decoder, chosen, split=split is not None)
     return model
 
 
