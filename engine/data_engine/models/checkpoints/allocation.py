@@ -16,3 +16,9 @@ def map_large_tensors() -> None:
     """
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 18)
+
+
+def return_freed_memory() -> None:
+    """Have glibc return what was freed between tensors that stay to the system."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -1,11 +1,9 @@
 """Linear layers of a decoder on CPU in fp32, by oneDNN's product with a packed weight (kernels' onednn.py)."""
 
-import contextlib
-import ctypes
-
 import torch
 from torch import Tensor, nn
 
+from data_engine.models.checkpoints.allocation import return_freed_memory
 from data_engine.models.layers.linear_uses import with_weights_read
 from data_engine_kernels import onednn
 
@@ -41,11 +39,5 @@ def pack_linears(decoder: nn.Module, *, once: bool) -> None:
             # A meta tensor of its shape replaces the original, so shape queries work and any use of it fails.
             layer.weight = nn.Parameter(torch.empty_like(layer.weight, device="meta"), requires_grad=False)
             if freed_bytes > MAX_FREED_BYTES:
-                _return_freed_memory()
+                return_freed_memory()
                 freed_bytes = 0
-
-
-def _return_freed_memory() -> None:
-    """Make glibc return freed memory between live tensors to the system."""
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
