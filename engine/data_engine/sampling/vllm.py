@@ -42,13 +42,13 @@ class VllmBackend:
     halvings = 0
 
     def __init__(self, engine: Engine, model: PromptMaker, params: SamplingParams) -> None:
-        self._started, self._engine, self._model, self._params = engine, engine.vllm, model, params
+        self._engine, self._vllm, self._model, self._params = engine, engine.vllm, model, params
         self._most = engine.vllm.vllm_config.scheduler_config.max_num_seqs
         self._submitted = Submitted()
         self._running: dict[str, PromptRequest] = {}
         # On a CPU vLLM 0.32 takes them, and fails once it computes a prompt in pieces: it turns back a generator, which
         # a GPU's can alone.
-        self.seeded = self._engine.vllm_config.device_config.device_type != "cpu"
+        self.seeded = self._vllm.vllm_config.device_config.device_type != "cpu"
         """whether each question has a seed of its own"""
         if not self.seeded:
             log.warning("vLLM takes no seed for each question on a CPU: --seed has no effect")
@@ -60,7 +60,7 @@ class VllmBackend:
     @property
     def _in_flight(self) -> int:
         """Answers that have not ended; those of one question end one by one."""
-        return self._engine.get_num_unfinished_requests()
+        return self._vllm.get_num_unfinished_requests()
 
     def submit(self, requests: Iterable[PromptRequest]) -> None:
         self._submitted.add(requests)
@@ -70,14 +70,14 @@ class VllmBackend:
             self._fill()
             if not self._running:
                 return []
-            ended = [output for output in self._started.step() if output.finished]
+            ended = [output for output in self._engine.step() if output.finished]
             if ended or self.wants_more:
                 return [found for output in ended for found in self._completions(output)]
 
     @property
     def max_positions(self) -> int:
         """Most tokens of prompt and answer together."""
-        return self._engine.model_config.max_model_len
+        return self._vllm.model_config.max_model_len
 
     def told(self) -> dict[str, object]:
         """What a unit says of how its answers were drawn."""
@@ -87,7 +87,7 @@ class VllmBackend:
         """End the engine's processes, and with them all that it holds on a GPU."""
         self._submitted.clear()
         self._running.clear()
-        self._started.close()
+        self._engine.close()
 
     def _fill(self) -> None:
         while self._in_flight < self._most:
@@ -104,15 +104,15 @@ class VllmBackend:
         if prompt.images:
             given["multi_modal_data"] = {"image": list(prompt.images)}
         try:
-            rendered = self._started.rendered(given)
+            rendered = self._engine.rendered(given)
             try:
-                self._engine.add_request(number, rendered, self._drawing(request))
+                self._vllm.add_request(number, rendered, self._drawing(request))
             except (ValueError, NotImplementedError) as error:
                 if not self.seeded or "seed" not in str(error).lower():
                     raise
                 log.warning("this vLLM takes no seed for each question: --seed has no effect (%s)", reason(error))
                 self.seeded = False
-                self._engine.add_request(number, rendered, self._drawing(request))
+                self._vllm.add_request(number, rendered, self._drawing(request))
         except (ValueError, NotImplementedError) as error:
             raise UserError(f"vLLM refuses a prompt that the model takes: {reason(error)}") from error
 
