@@ -54,8 +54,11 @@ def look(wanted: Wanted) -> dict:
 
 
 class _Look:
+    """The checks, a method each. `noted` has what they find wrong, `wanted.found` what was found without torch."""
+
     def __init__(self, wanted: Wanted) -> None:
-        self.wanted, self.config, self.found = wanted, wanted.found.config, Found(wanted.found.config)
+        self.wanted, self.config = wanted, wanted.found.config
+        self.noted = Found(self.config)
         self.told: dict = {"warnings": [], "models": {}, "prompts": {}}
         self.folders: dict[str, Path] = {}
         self.families: dict[str, str] = {}
@@ -69,19 +72,19 @@ class _Look:
             self._bound(target)
             self._memory(target)
         self._prompts()
-        self.told["problems"] = [(problem.check, problem.error) for problem in self.found.problems]
+        self.told["problems"] = [(problem.check, problem.error) for problem in self.noted.problems]
 
     def _weights(self) -> None:
         given = self.wanted.found
         for role in self.wanted.roles:
-            with self.found.noting("weights"), naming_flag(self.config, role):
+            with self.noted.noting("weights"), naming_flag(self.config, role):
                 # Links to an adapter and its base last as long as the process that laid them.
                 self.folders[role] = given.folders.get(role) or folder_of(self.config, role)
                 self.families[role] = given.families.get(role) or self._family(role)
-        with self.found.noting("weights"):
+        with self.noted.noting("weights"):
             check_loadable(self.config, self.folders, self.families, self.sound)
         both, checkpoints = self.config.stages.compared, {}
-        with self.found.noting("weights"):
+        with self.noted.noting("weights"):
             roles = [role for role in COMPARED if role in self.sound]
             checkpoints = {role: Checkpoint.of_role(self.config, role) for role in roles}
         if checkpoints.keys() >= set(both):
@@ -92,7 +95,7 @@ class _Look:
     def _yesno(self) -> None:
         """A judge that cannot say yes or no, which a run would find out behind its stage of sampling."""
         if "yesno" in self.sound:
-            with self.found.noting("weights"):
+            with self.noted.noting("weights"):
                 chat = self.config.chat_of("yesno")
                 side = class_for(self.families["yesno"], chat).text_side(self.folders["yesno"], chat)
                 if side.word_ids is not None:
@@ -105,7 +108,7 @@ class _Look:
     def _answers(self) -> None:
         """--answers held against the model whose ids they have."""
         if self.wanted.answers and (TRAINED in self.sound or self.config.instruct_model_path is None):
-            with self.found.noting("answers"):
+            with self.noted.noting("answers"):
                 given.check(self.config, self._questions())
 
     def _questions(self):
@@ -118,7 +121,7 @@ class _Look:
         return self.config.continue_from_stage == PAIR
 
     def _target(self) -> Target | None:
-        with self.found.noting("device"):
+        with self.noted.noting("device"):
             # Pairs are made without a GPU.
             device = pick_device("cpu" if self._pairs_alone else self.config.device)
             target = Target(device, pick_dtype(self.config.dtype, device))
@@ -128,7 +131,7 @@ class _Look:
 
     def _vllm(self, target: Target) -> None:
         if self.config.draws_by_vllm and TRAINED in self.sound:
-            with self.found.noting("vllm_args"):
+            with self.noted.noting("vllm_args"):
                 trained = Checked(self.folders[TRAINED], self.families[TRAINED])
                 by_vllm.check(self.config, trained, target.device.type)
                 if target.device.type == "cuda":
@@ -138,7 +141,7 @@ class _Look:
         """What units of the work_dir were computed with: models, and device and dtype where they are chosen here."""
         if self.wanted.bound:
             work_dir = Path(self.config.work_dir)
-            with self.found.noting("work_dir"):
+            with self.noted.noting("work_dir"):
                 # Jobs that are submitted from a machine without a GPU may have one.
                 elsewhere = self.config.device == "auto" and target.device.type == "cpu"
                 chosen = None if elsewhere or self._pairs_alone else target
@@ -154,7 +157,7 @@ class _Look:
         """What each model takes, and whether the largest fits a rank, or is split."""
         sizes = {}
         for role in self.sound:
-            with self.found.noting("weights"), naming_flag(self.config, role):
+            with self.noted.noting("weights"), naming_flag(self.config, role):
                 folder, family = self.folders[role], self.families[role]
                 sizes[role] = num_weights(family_class(family).folders(folder)) * target.dtype.itemsize
                 line = told(Checked(folder, family), target.dtype)
@@ -233,7 +236,7 @@ class _Look:
         reason, number = most_frequent(refused)
         if room.may_refuse and number == len(self._first_unit()):
             without = "" if self._questions().has_images else f"; {NO_IMAGES}"
-            self.found.note("prompts", UserError(
+            self.noted.note("prompts", UserError(
                 f'{role}_model_path "{room.path}": {none_usable(number)}, for this reason: {reason}{without}'
             ))  # fmt: skip
         else:
@@ -258,7 +261,7 @@ class _Look:
                     break
         # A row that is left out for another reason keeps a run from being refused.
         if room.may_refuse and room.none_fits(counts) and len(counts) == len(self._first_unit()):
-            self.found.note("room", UserError(room.told(counts)))
+            self.noted.note("room", UserError(room.told(counts)))
         else:
             self.told["warnings"].append(room.told(counts))
         return True
