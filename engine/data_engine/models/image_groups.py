@@ -5,7 +5,6 @@ tokens that run.json keeps, so any number of ranks, and a run that goes on, make
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -15,6 +14,11 @@ from data_engine.models.base import Prompt, VisionLanguageModel
 # Of 1,025 patches each, their activations in one layer of the largest tower known here, InternViT-6B, take 0.4 GB in
 # half precision: less than those of the answers that follow.
 MOST_IMAGES = 16
+
+Pixels = Callable[[Prompt], Tensor | None]
+"""of a prompt [B, C, H, W], B images or tiles; None: it has none, or they cannot go with others"""
+Group = list[tuple[Prompt, Tensor | None]]
+"""neighbours among the prompts of a pass, and their pixels"""
 
 
 def images_a_call(model: VisionLanguageModel) -> int:
@@ -26,40 +30,37 @@ def images_a_call(model: VisionLanguageModel) -> int:
     return MOST_IMAGES if model.device.type == "cuda" and not model.is_split else 1
 
 
-@dataclass
-class Group:
-    """Neighbours among the prompts of a pass."""
-
-    prompts: list[Prompt] = field(default_factory=list)
-    parts: list[Tensor] = field(default_factory=list)
-    """pixels [B, C, H, W] of those that have any"""
-
-    @property
-    def pixels(self) -> Tensor | None:
-        """All of them, one behind the other; None where there is nothing to run together."""
-        return torch.cat(self.parts) if len(self.parts) > 1 else None
-
-    def has_room(self, pixels: Tensor, most: int) -> bool:
-        """Whether these go through the tower with those that are there."""
-        if not self.parts:
-            return True
-        return self.parts[0].shape[1:] == pixels.shape[1:] and sum(map(len, self.parts)) + len(pixels) <= most
-
-
-def groups(
-    prompts: Sequence[Prompt], pixels: Callable[[Prompt], Tensor | None], model: VisionLanguageModel
-) -> Iterator[Group]:
-    """The prompts in their order, as many images together as `images_a_call` allows; one prompt's are never parted.
-
-    `pixels` of a prompt are [B, C, H, W], B images or tiles; None: it has none, or they cannot go with others.
+def encoded(
+    prompts: Sequence[Prompt], pixels: Pixels, encode: Callable[[Tensor], Tensor], model: VisionLanguageModel
+) -> Iterator[tuple[Prompt, Tensor | None]]:
+    """The prompts in their order, and what `encode` makes of their images or tiles [B, N, D], those of a group in one
+    call; None where a prompt has none, or they would go alone. A call is made when its first prompt is taken.
     """
-    most, group = images_a_call(model), Group()
+    for group in _groups(prompts, pixels, images_a_call(model)):
+        parts = [part for _, part in group if part is not None]
+        features, at = encode(torch.cat(parts)) if len(parts) > 1 else None, 0
+        for prompt, part in group:
+            if features is None or part is None:
+                yield prompt, None
+                continue
+            yield prompt, features[at : at + len(part)]
+            at += len(part)
+
+
+def _groups(prompts: Sequence[Prompt], pixels: Pixels, most: int) -> Iterator[Group]:
+    """As many images together as `most`; one prompt's are never parted."""
+    group: Group = []
     for prompt in prompts:
         found = pixels(prompt) if most > 1 else None
-        if found is not None and not group.has_room(found, most):
+        if found is not None and not _has_room([part for _, part in group if part is not None], found, most):
             yield group
-            group = Group()
-        group.prompts.append(prompt)
-        if found is not None:
-            group.parts.append(found)
+            group = []
+        group.append((prompt, found))
     yield group
+
+
+def _has_room(parts: Sequence[Tensor], more: Tensor, most: int) -> bool:
+    """Whether these go through the tower with those that are there."""
+    if not parts:
+        return True
+    return parts[0].shape[1:] == more.shape[1:] and sum(map(len, parts)) + len(more) <= most

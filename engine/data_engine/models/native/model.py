@@ -240,13 +240,11 @@ class NativeModel(EmbeddingDecoder):
             shown = isinstance(prompt, SplicedPrompt) and prompt.pixels is not None
             return prompt.pixels[None] if shown else None
 
-        for group in image_groups.groups(prompts, pixels, self):
-            if group.pixels is None:
-                yield from group.prompts
-                continue
-            features = iter(self.encode_images(sent(group.pixels, self.device)))
-            for one in group.prompts:
-                yield one if pixels(one) is None else replace(one, features_ND=next(features))
+        def encode(pixels_BCHW: Tensor) -> Tensor:
+            return self.encode_images(sent(pixels_BCHW, self.device))
+
+        for prompt, features in image_groups.encoded(prompts, pixels, encode, self):
+            yield prompt if features is None else replace(prompt, features_ND=features[0])
 
     def plain_logits(self, prompt: SplicedPrompt, ids: list[int]) -> Tensor:
         """See VisionLanguageModel.plain_logits: one causal row, full logits."""

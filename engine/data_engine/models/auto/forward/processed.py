@@ -53,12 +53,5 @@ class Encoding(Protocol):
 @torch.inference_mode()
 def encoded_together(model: Encoding, prompts: Sequence[ProcessedPrompt]) -> Iterator[ProcessedPrompt]:
     """As VisionLanguageModel.encoded, whether or not it is known that the tower takes them so."""
-    for group in image_groups.groups(prompts, pixels_alone, model):
-        if group.pixels is None:
-            yield from group.prompts
-            continue
-        features, at = model.image_features(group.pixels), 0
-        for one in group.prompts:
-            number = 0 if pixels_alone(one) is None else len(pixels_alone(one))
-            yield replace(one, features=features[at : at + number]) if number else one
-            at += number
+    for prompt, features in image_groups.encoded(prompts, pixels_alone, model.image_features, model):
+        yield prompt if features is None else replace(prompt, features=features)
