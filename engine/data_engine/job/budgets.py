@@ -55,8 +55,9 @@ def _width(checkpoint: Checkpoint) -> int:
 
 
 def _parts(decision: Decision, apart: bool) -> int:
-    """Of so many parts of the weights one counts: as over two ranks, or as over the fewest that leave working room.
+    """Into how many parts the weights are divided, of which one counts for a rank: 1 where a model is whole.
 
+    Else the least power of 2 that leaves working room, or 2 where none does, whatever the number of ranks.
     `apart`: this start loads no model, so that it did not decide whether models are split.
     """
     weights, room = decision.weights_bytes, decision.working_room_bytes

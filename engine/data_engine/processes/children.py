@@ -118,7 +118,9 @@ class Children:
         return child.returncode
 
     def _pass_on(self, child: subprocess.Popen, group: bool, again: bool) -> None:
-        """To the launcher of ranks, which does the rest; to a trainer's whole group, the second time to kill it."""
+        """Send the signal to the launcher of ranks, which passes it on, or to the whole process group of a trainer. A
+        second one kills that group.
+        """
         number = self._received[-1]
         with contextlib.suppress(ProcessLookupError):
             if not group:
@@ -129,8 +131,10 @@ class Children:
 
 
 def _copy(said: BinaryIO | None) -> bool:
-    """Whether there was something to copy: a part of it, so that one who says much neither fills memory nor holds up
-    signals."""
+    """Copy a part of what a child has written, and tell whether there was any.
+
+    A part, so that a child that writes much neither fills memory nor holds up signals.
+    """
     new = said.read(MOST_BYTES) if said is not None else b""
     if new:
         sys.stdout.write(new.decode(errors="replace"))

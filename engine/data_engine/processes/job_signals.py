@@ -13,9 +13,10 @@ JOB_SIGNALS = frozenset((signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SI
 
 @contextlib.contextmanager
 def held() -> Iterator[None]:
-    """Inside, they wait: for this thread until the end, for processes that it starts until those call `ignore`.
+    """Block these signals inside: this thread gets them at the end.
 
-    One that came before a process has a handler would end it.
+    Processes that it starts inherit the block until they call `ignore`: a signal that reached one before it has a
+    handler would end it.
     """
     # multiprocessing starts this process of its own with the first one that it starts, or the first lock, and some
     # versions of Python let SIGINT and SIGTERM through from then on.

@@ -104,8 +104,8 @@ def read_index(index: Path) -> dict[str, str]:
     # os.path: a name too long for a file is none that is there, and no exception.
     missing = [name for name in sorted(set(found.values())) if not os.path.isfile(index.parent / name)]
     if missing:
-        some = ", ".join(missing[:5])
-        raise ModelError(f"{index} names {len(missing)} weight files that are missing: {some}; download them again")
+        first = ", ".join(missing[:5])
+        raise ModelError(f"{index} names {len(missing)} weight files that are missing: {first}; download them again")
     return found
 
 
