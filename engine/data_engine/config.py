@@ -119,8 +119,12 @@ class RunConfig(Flags):
             ours, equals, theirs = (part.strip() for part in item.partition("="))
             require(bool(equals), f"columns must be like question=prompt,image=picture, got {json.dumps(item)}")
             known = (*INPUT_COLUMNS, *OPTIONAL_COLUMNS, *REFERENCE_COLUMNS)
-            told = f"columns names {json.dumps(ours)}, which is not one of {', '.join(known)}{nearest(ours, known)}"
-            require(ours in known, told)
+            # As pandas and `datasets` rename columns, the old name first.
+            hint = f"; did you mean {theirs}={ours}?" if theirs in known else nearest(ours, known)
+            require(
+                ours in known,
+                f"columns names {json.dumps(ours)}, which is not one of {', '.join(known)}{hint}",
+            )
             require(ours not in found, f"columns names {ours} twice")
             found[ours] = theirs
         return found

@@ -237,6 +237,12 @@ def test_columns_that_cannot_be_meant_are_refused(value, says):
     assert refusal("--columns", value).startswith(says)
 
 
+def test_columns_with_the_old_name_first_are_answered_with_the_order_that_is_read():
+    assert refusal("--columns", "id=idx").endswith("; did you mean idx=id?")
+    assert refusal("--columns", "promt=question").endswith("; did you mean question=promt?")
+    assert refusal("--columns", "imag=file").endswith("; did you mean image?")
+
+
 def test_a_chat_template_is_read_once(tmp_path):
     path = tmp_path / "template.jinja"
     path.write_bytes("{{ messages }}\né".encode())

@@ -30,6 +30,10 @@ from data_engine.rules.worker import Limits
         ("{mine}:", 'the name of a function'),
         ("{mine}:a b", '"a b" cannot be the name of a function'),
         ("{mine}:missing", "the file has no function missing"),
+        ("{mine}:scores", r"the file has no function scores; did you mean score\?"),
+        ("{mine}:alone", r"alone\(answers\) cannot be called with a row and the list of its answers: too many posit"),
+        ("{mine}:more", r"more\(row, answers, images\) cannot be called .*: missing a required argument: 'images'"),
+        ("{mine}:Scorer", r"Scorer\(\) cannot be called with a row and the list of its answers: too many positional"),
         ("{mine}:NUMBER", "the file has int, no function, NUMBER"),
         ("{broken}:f", "the file is not Python, line 2: "),
         ("{raising}:f", r"importing the file failed: ZeroDivisionError: division by zero \(line 1\)"),
@@ -40,8 +44,10 @@ from data_engine.rules.worker import Limits
 )  # fmt: skip
 def test_a_rule_that_cannot_be_had_is_refused_in_one_sentence(given, tmp_path, rule, told):
     bodies = {
-        "mine": "NUMBER = 3\ndef f(row, answers):\n    return [1] * len(answers)\n", "broken": "x = 1\ndef f(:\n",
-        "raising": "1 / 0\n", "missing": "import no_such_module\n", "leaving": "import os\nos._exit(7)\n",
+        "mine": "NUMBER = 3\ndef score(row, answers):\n    return [1] * len(answers)\ndef alone(answers): ...\n"
+        "def more(row, answers, images): ...\nclass Scorer:\n    def __call__(self, row, answers): ...\n",
+        "broken": "x = 1\ndef f(:\n", "raising": "1 / 0\n", "missing": "import no_such_module\n",
+        "leaving": "import os\nos._exit(7)\n",
     }  # fmt: skip
     files = {name: rule_file(tmp_path, body, f"{name}.py") for name, body in bodies.items()}
     (tmp_path / "latin.py").write_bytes("# é".encode("latin-1"))

@@ -8,6 +8,7 @@ limit is exceeded, even inside a call of C code, and where the rank dies, howeve
 import contextlib
 import ctypes
 import importlib
+import inspect
 import json
 import math
 import numbers
@@ -24,6 +25,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from data_engine.errors import nearest
 from data_engine.plural import plural
 from data_engine.processes import isolated, job_signals
 
@@ -103,8 +105,25 @@ def _loaded(set_up: SetUp) -> tuple[Callable | None, str | None]:
     function = vars(module).get(set_up.function)
     if not callable(function):
         kind = "no function" if function is None else f"{type(function).__name__}, no function,"
-        return None, f"the file has {kind} {set_up.function}"
+        hint = nearest(set_up.function, [name for name, value in vars(module).items() if callable(value)])
+        return None, f"the file has {kind} {set_up.function}{hint}"
+    if (misfit := _misfit(function, set_up.function)) is not None:
+        return None, misfit
     return function, None
+
+
+def _misfit(function: Callable, name: str) -> str | None:
+    """Why a function cannot be called with a row and its answers; None where it can, as far as Python knows."""
+    try:
+        signature = inspect.signature(function)
+    # Of one that is written in C, it may not be known.
+    except ValueError:
+        return None
+    try:
+        signature.bind({}, [])
+    except TypeError as error:
+        return f"{name}{signature} cannot be called with a row and the list of its answers: {error}"
+    return None
 
 
 @contextlib.contextmanager
