@@ -121,10 +121,8 @@ class RunConfig(Flags):
             known = (*INPUT_COLUMNS, *OPTIONAL_COLUMNS, *REFERENCE_COLUMNS)
             # As pandas and `datasets` rename columns, the old name first.
             hint = f"; did you mean {theirs}={ours}?" if theirs in known else nearest(ours, known)
-            require(
-                ours in known,
-                f"columns names {json.dumps(ours)}, which is not one of {', '.join(known)}{hint}",
-            )
+            told = f"columns names {json.dumps(ours)}, which is not one of {', '.join(known)}{hint}"
+            require(ours in known, told)
             require(ours not in found, f"columns names {ours} twice")
             found[ours] = theirs
         return found

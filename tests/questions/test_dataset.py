@@ -55,7 +55,10 @@ def test_a_null_idx_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "says"),
     [
-        ({"idx_type": pa.float64()}, 'column "idx" must be integer or text, got double'),
+        (
+            {"idx_type": pa.float64()},
+            'column "idx" must be integer or text, got double; --columns idx= numbers the rows instead',
+        ),
         ({"question": pa.array([["a"]])}, 'column "question" must be text, got list'),
         (
             {"image": pa.array([[b"a"]])},

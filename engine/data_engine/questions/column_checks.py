@@ -40,7 +40,7 @@ def check_columns(columns: Mapping[str, pa.DataType], names: ColumnNames, name: 
     for column, (expected, fits) in _KINDS.items():
         if column in columns and not fits(columns[column]):
             shown = names.in_dataset(column)
-            hint = ""
+            hint = NUMBERED if column == "idx" else ""
             if column == "image" and "images" not in columns and _is_images(columns[column]):
                 hint = f"; lists of images stand in images: say {flag_for({'images': shown})}"
             raise UserError(f'{name}: column "{shown}" must be {expected}, got {columns[column]}{hint}')
