@@ -14,6 +14,7 @@ from PIL import Image
 from report_page import Page
 from stage2_world import make_world, pairs_rows, picture
 
+from data_engine.questions.dataset import load_questions
 from data_engine.questions.images import BadImage, decode
 from data_engine.reporting import facts
 from data_engine.reporting.page import report_text
@@ -214,6 +215,24 @@ def test_of_many_sources_the_smallest_are_counted_together(tmp_path, monkeypatch
     _, rows = facts.source_table(world.questions(), numbers)
     assert [row[:2] for row in rows[1:]] == [("b", "4"), ("c", "2"), ("2 others", "2")]
     assert sum(int(row[2]) for row in rows[1:]) == len(numbers)
+
+
+def test_pairs_of_a_dataset_of_several_files_are_counted_by_file(tmp_path):
+    world = make_world(tmp_path / "world", num_questions=8)
+    world.publish(tmp_path / "work")
+    world.pair(tmp_path / "work")
+    table = pq.read_table(world.dataset_path)
+    for name, part in (("a", table[:3]), ("b", table[3:])):
+        (tmp_path / "several").mkdir(exist_ok=True)
+        pq.write_table(part, tmp_path / f"several/{name}.parquet")
+    numbers = PairNumbers.read(tmp_path / "work/pairs/pairs.parquet")
+    title, rows = facts.source_table(load_questions(str(tmp_path / "several")), numbers)
+    statuses = [[row["status"] for row in pairs_rows(tmp_path / "work") if low <= int(row["idx"][1:]) < high]
+                for low, high in ((3, 8), (0, 3))]  # fmt: skip
+    counted = [(str(len(own)), str(own.count("kept"))) for own in statuses]
+    assert (title, rows[1:]) == (
+        "file of the dataset", [("b.parquet", "5", *counted[0]), ("a.parquet", "3", *counted[1])]
+    )  # fmt: skip
 
 
 def test_a_dataset_that_names_no_source_is_told_nothing_of(page):

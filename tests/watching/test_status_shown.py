@@ -10,7 +10,22 @@ from dataclasses import replace
 
 import pytest
 from rich.console import Console
-from watched_run import FAR, GONE, ME, NOW, Looks, busy_run, claim, finish, log, make_run, started, unit_line, warn
+from watched_run import (
+    FAR,
+    GONE,
+    ME,
+    NOW,
+    STAGES,
+    Looks,
+    busy_run,
+    claim,
+    finish,
+    log,
+    make_run,
+    started,
+    unit_line,
+    warn,
+)  # fmt: skip
 
 from data_engine.commands import status
 from data_engine.store import logs
@@ -175,6 +190,34 @@ def test_on_a_narrow_screen_names_are_cut_and_numbers_are_whole_or_not_there(tmp
     ]  # fmt: skip
     ranks = [line.split() for line in lines if line.startswith("  ")]
     assert ranks == [["1", "dead"], ["2", "stalled"], ["0", "working"]]
+
+
+def test_the_second_line_says_how_far_the_run_is_and_what_it_waits_for(tmp_path):
+    make_run(tmp_path, 100, {"sampled_answer": 100, "instruct_logps": 100, "reward_logps": 4})
+    path = log(tmp_path, ME, 0, started(NOW - 100, ME, 0), unit_line(NOW - 20, "reward_logps"))
+    # 96 units of 10 s on one rank.
+    assert summary(tmp_path) == "68 % done, 16 min left"
+    path.unlink()
+    log(tmp_path, GONE, 0, started(NOW - 7200, GONE, 0), unit_line(NOW - 3600, "reward_logps"))
+    lines = shown(Looks(tmp_path).at(), 80, 24)
+    assert lines[1].startswith("68 % done, nobody at work ")
+    assert [line.rstrip().endswith("stands still") for line in lines if line.startswith("reward_logps")] == [True]
+
+
+def test_the_second_line_says_whether_somebody_makes_the_pairs(tmp_path):
+    make_run(tmp_path, 1, dict.fromkeys(STAGES, 1))
+    assert summary(tmp_path) == "all units done; pairs not written"
+    log(tmp_path, ME, 0, started(NOW - 100, ME, 0), unit_line(NOW - 50))
+    assert summary(tmp_path) == "all units done; pairs are being made"
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset/dpo_dataset.parquet").touch()
+    log(tmp_path, ME, 0, {"time": NOW - 40, "exit_code": 0})
+    assert summary(tmp_path) == "finished: the pairs are written"
+
+
+def summary(work_dir) -> str:
+    """What the second line begins with."""
+    return shown(Looks(work_dir).at(), 80, 24)[1].partition("   ")[0]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
