@@ -266,6 +266,15 @@ def test_models_with_different_tokenizers_are_paired_by_sums_and_means(tmp_path)
     assert (row["min"], row["last"]) == (None, None)
 
 
+def test_an_answer_of_which_models_scored_different_tokens_is_named_behind_one_without_log_probs(tmp_path):
+    world = make_world(tmp_path)
+    world.rows[1]["reward"] = None
+    world.rows[3]["reward"] = [*world.rows[3]["reward"], -0.25]
+    world.publish(tmp_path / "work")
+    with pytest.raises(ValueError, match=r"unit 0, idx 'q000', sample_index 3: both models must have scored the same"):
+        world.pair(tmp_path / "work")
+
+
 def test_defect_18_the_debug_files_hold_what_their_names_say_as_strict_json(world, work_dir):
     world.pair(work_dir, debug=True)
     rewards = json.loads((work_dir / "debug/rewards.json").read_text(), parse_constant=pytest.fail)

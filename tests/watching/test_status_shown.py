@@ -10,22 +10,7 @@ from dataclasses import replace
 
 import pytest
 from rich.console import Console
-from watched_run import (
-    FAR,
-    GONE,
-    ME,
-    NOW,
-    STAGES,
-    Looks,
-    busy_run,
-    claim,
-    finish,
-    log,
-    make_run,
-    started,
-    unit_line,
-    warn,
-)  # fmt: skip
+from watched_run import FAR, GONE, ME, NOW, Looks, busy_run, claim, finish, log, make_run, started, unit_line, warn
 
 from data_engine.commands import status
 from data_engine.store import logs
@@ -205,7 +190,7 @@ def test_the_second_line_says_how_far_the_run_is_and_what_it_waits_for(tmp_path)
 
 
 def test_the_second_line_says_whether_somebody_makes_the_pairs(tmp_path):
-    make_run(tmp_path, 1, dict.fromkeys(STAGES, 1))
+    make_run(tmp_path, 1, {"sampled_answer": 1, "instruct_logps": 1, "reward_logps": 1})
     assert summary(tmp_path) == "all units done; pairs not written"
     log(tmp_path, ME, 0, started(NOW - 100, ME, 0), unit_line(NOW - 50))
     assert summary(tmp_path) == "all units done; pairs are being made"
