@@ -61,6 +61,36 @@ def test_rewards_and_places_are_those_of_their_definition(world, rows):
             assert [row[f"{by}_rank"] for row in order] == list(range(1, len(ranked) + 1))
 
 
+@pytest.mark.parametrize("given", [0.01, "auto"])
+def test_rewards_and_places_are_by_the_beta_and_the_alpha_of_the_pairing(tmp_path, given):
+    world = make_world(tmp_path / "world", num_questions=20)
+    build("scored", finish(world, tmp_path / "work", beta=0.5, length_alpha=given), tmp_path / "scored")
+    told = pq.read_schema(tmp_path / "work/pairs/pairs.parquet").metadata
+    alpha = json.loads(told[b"length_alpha"]) if given == "auto" else given
+    found, differ = scored.read(tmp_path / "scored"), 0
+    for row, made in zip(found, world.rows, strict=True):
+        assert row["sum"] == pytest.approx(0.5 * (sum(made["reward"]) - sum(made["instruct"])), abs=1e-5)
+    for idx in {row["idx"] for row in found}:
+        ranked = [row for row in found if row["idx"] == idx and row["not_ranked"] is None]
+        for by in ("sum", "avg"):
+            order = sorted(ranked, key=lambda row: alpha * len(row["answer"].split()) - row[by])
+            assert [row[f"{by}_rank"] for row in order] == list(range(1, len(ranked) + 1))
+            differ += order != sorted(ranked, key=itemgetter(by), reverse=True)
+    assert differ
+
+
+def test_of_models_that_read_other_tokens_an_answer_has_sum_and_mean_alone(tmp_path):
+    world = make_world(tmp_path / "world", num_questions=4)
+    for row in world.rows:
+        row["reward"] = [*row["reward"], -0.25]
+    build("scored", finish(world, tmp_path / "work", same_tokenizer=False), tmp_path / "scored")
+    for row, made in zip(scored.read(tmp_path / "scored"), world.rows, strict=True):
+        reward, instruct = made["reward"], made["instruct"]
+        assert row["sum"] == pytest.approx(0.1 * (sum(reward) - sum(instruct)), abs=1e-6)
+        assert row["avg"] == pytest.approx(0.1 * (np.mean(reward) - np.mean(instruct)), abs=1e-6)
+        assert (row["min"], row["last"]) == (None, None)
+
+
 def test_answers_without_a_place_say_why(rows):
     found = {row["sample_index"]: row["not_ranked"] for row in rows[:6]}
     assert found == {0: "empty", 1: "marker", 2: None, 3: None, 4: "duplicate", 5: None}

@@ -80,6 +80,10 @@ def test_each_rule_has_a_column_and_an_answer_that_lacks_a_number_has_no_mean(gi
     assert (pair["idx"], pair["chosen_index"], pair["rejected_index"]) == (1, 0, 3)
     assert (pair["chosen_rule_mean"], pair["margin"]) == pytest.approx((17 / 3, 2))
     assert read_metadata(work, "mean")["funnel"]["not_ranked"] == {"not_scored": 9}
+    totals = json.loads(pq.read_schema(work / "pairs/mean.parquet").metadata[b"reward_totals"])
+    # The three answers with a digit, which has one each: those without do not count as 0.
+    digits = [totals["rule.digits"][name] for name in ("answers", "questions", "equal", "mean", "best", "worst")]
+    assert digits == [3, 1, 1, 1, 1, 1]
 
 
 def test_a_question_that_one_rule_fails_on_is_left_out_of_all(given, tmp_path):
