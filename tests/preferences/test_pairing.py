@@ -290,6 +290,29 @@ def test_defect_18_the_debug_files_hold_what_their_names_say_as_strict_json(worl
     assert best["sum_rank"] == 1
 
 
+def test_the_debug_file_ranks_by_what_is_left_of_rewards_behind_the_alpha(world, work_dir):
+    world.pair(work_dir, debug=True, length_alpha=0.02)
+    rows, differ = json.loads((work_dir / "debug/rewards.json").read_text()), 0
+    for at in range(0, len(rows), 6):
+        own = rows[at : at + 6]
+        order = sorted(own, key=lambda row: 0.02 * len(row["answer"].split()) - row["sum"])
+        assert [row["sum_rank"] for row in order] == [1, 2, 3, 4, 5, 6]
+        differ += order != sorted(own, key=lambda row: -row["sum"])
+    assert differ
+
+
+def test_another_seed_keeps_other_pairs_of_the_same_candidates(world, work_dir):
+    statuses, candidates = [], []
+    for seed in (0, 1, 0):
+        world.pair(work_dir, seed=seed, rank=3)
+        rows = pairs_rows(work_dir)
+        statuses.append([row["status"] for row in rows])
+        candidates.append([(row["idx"], row["chosen_index"], row["rejected_index"]) for row in rows])
+    assert candidates[0] == candidates[1]
+    assert statuses[0].count("per_idx") == statuses[1].count("per_idx") > 0
+    assert statuses[0] == statuses[2] != statuses[1]
+
+
 def test_debug_changes_nothing_else(world, work_dir):
     world.pair(work_dir)
     before = digest(work_dir / "dataset"), digest(work_dir / "pairs")

@@ -52,6 +52,12 @@ def test_a_file_that_was_touched_is_hashed_again(tmp_path, reads):
     assert len(reads) == 2
 
 
+def test_a_file_elsewhere_that_is_named_like_one_of_the_hubs_cache_is_hashed(tmp_path):
+    file = tmp_path / ("0" * 64)
+    file.write_bytes(b"weights")
+    assert hashes(tmp_path / "work")([file]) == [hashlib.sha256(b"weights").hexdigest()]
+
+
 def test_a_file_of_the_hubs_cache_is_named_by_its_hash_and_not_read(tmp_path, reads):
     name = hashlib.sha256(b"weights").hexdigest()
     (tmp_path / "blobs").mkdir()
