@@ -14,6 +14,7 @@ from data_engine.pipeline.passes import AnswerRunner, compute_unit
 from data_engine.pipeline.runner import UnitWork
 from data_engine.pipeline.works import Behind, Whole
 from data_engine.questions.dataset import Question
+from data_engine.questions.thoughts import ReadAnswer
 from data_engine.scoring.logprobs import Scored
 from data_engine.store.sealed import Sealed
 
@@ -98,6 +99,25 @@ def test_an_answer_of_an_id_that_the_model_has_not_is_left_out(ids, told):
             score._answer_ids(model, QUESTION.conversation, row, False)
 
 
+@pytest.mark.parametrize(("last", "told"), [(9, None), (10, "an answer has the id 10 of its tokenizer; the model")])
+def test_a_text_that_its_tokenizer_writes_by_an_id_that_the_model_has_not_is_left_out(last, told):
+    model = SimpleNamespace(
+        num_ids=10, encode_answer=lambda asked, text: [4, last],
+        read_answer=lambda asked, ids: ReadAnswer("A cat."),
+    )  # fmt: skip
+    row = ROW | {"token_ids": None, "finish_reason": "given"}
+    if told is None:
+        assert score._answer_ids(model, QUESTION.conversation, row, False) == ([4, 9], 0)
+    else:
+        with pytest.raises(BadRow, match=told):
+            score._answer_ids(model, QUESTION.conversation, row, False)
+
+
+def test_prompts_that_equal_answers_share_count_once_in_a_pass():
+    one, other = SimpleNamespace(length=7), SimpleNamespace(length=5)
+    assert Whole([one, other, one, one]).tokens == 12
+
+
 class TooLarge:
     """A scorer of a model whose memory holds no answer."""
 
@@ -148,6 +168,35 @@ def test_units_may_be_refused_until_one_has_numbers():
     made.submit(works("b", "c"))
     with pytest.raises(UserError, match=NO_ROOM[:20]):
         made.poll()
+
+
+class Unread(TooLarge):
+    """Of which some questions cannot be read, and the second number of others is none."""
+
+    def __init__(self) -> None:
+        super().__init__(fits="abcd")
+
+    def prepare(self, question, rows):
+        if question.problem:
+            raise BadRow(question.problem)
+        return super().prepare(question, rows)
+
+    def compute(self, works):
+        return [[torch.tensor([-1.0, float("nan" if work.scored.answers == [[6]] else "-2")])] for work in works]
+
+
+def test_a_row_that_could_not_be_read_is_missing_and_one_with_a_number_that_is_none_left_out():
+    sampled = pa.Table.from_pylist([ROW | {"idx": name, "token_ids": [6 if name == "c" else 5]} for name in "abcd"])
+    questions = [
+        Question("a", "What?", None, None, problem="its file is not there", missing=True),
+        Question("b", "What?", None, None, problem="it is cut"),
+        Question("c", "What?", None, None), Question("d", "What?", None, None),
+    ]  # fmt: skip
+    found = compute_unit(Unread(), questions, sampled, 0)
+    assert found.missing == [("a", "its file is not there")]
+    told = "the model's numbers are not finite (NaN or infinite): answer 0, counted from 0"
+    assert sorted(found.quarantined) == [("b", "it is cut"), ("c", told)]
+    assert [row["idx"] for row, _ in found.scored] == ["d"]
 
 
 class Checked(TooLarge):
