@@ -3,11 +3,14 @@ computed better now. A unit that is set aside counts as missing, and the loop co
 """
 
 import logging
+from collections.abc import Iterator
 
 from data_engine import stages
 from data_engine.job.plan import Plan
+from data_engine.processes.counting import counting
 from data_engine.stages import Stage
 from data_engine.store import units
+from data_engine.store.by_threads import by_threads
 from data_engine.store.claims import Claims
 from data_engine.store.made_from import exchanged_input, require_bound, too_short
 
@@ -27,12 +30,7 @@ def check(plan: Plan, claims: Claims) -> None:
     seals: dict[str, dict[int, str]] = {}
     for stage in plan.stages.by_name.values():
         seals[stage.name] = {}
-        for unit in sorted(units.published(plan.work_dir, stage.name) & set(plan.mine)):
-            try:
-                facts, seal = units.read_unit_facts(plan.work_dir, stage.name, unit)
-            except units.DamagedUnitError as damage:
-                log.warning("%s", damage)
-                continue
+        for unit, facts, seal in _facts(plan, stage):
             require_bound(facts, stage, plan.bound, units.unit_path(plan.work_dir, stage.name, unit))
             inputs = {name: seals[name][unit] for name in stage.needs if unit in seals[name]}
             reason = None
@@ -48,6 +46,26 @@ def check(plan: Plan, claims: Claims) -> None:
             if reason:
                 _set_aside(plan, claims, stage, unit, (seal, reason))
             seals[stage.name][unit] = "set aside" if reason else seal
+
+
+def _facts(plan: Plan, stage: Stage) -> Iterator[tuple[int, dict, str]]:
+    """Number, facts and seal of each published unit of this job's shard; rank 0 counts them on stderr."""
+
+    def read(unit: int) -> tuple[dict, str] | units.DamagedUnitError:
+        try:
+            return units.read_unit_facts(plan.work_dir, stage.name, unit)
+        except units.DamagedUnitError as damage:
+            return damage
+
+    there = sorted(units.published(plan.work_dir, stage.name) & set(plan.mine))
+    found = zip(there, by_threads(read, there), strict=True)
+    if plan.ranks.rank == 0:
+        found = counting(found, len(there), f"units of {stage.name} looked at")
+    for unit, read_of in found:
+        if isinstance(read_of, units.DamagedUnitError):
+            log.warning("%s", read_of)
+        else:
+            yield unit, *read_of
 
 
 def _why_again(plan: Plan, stage: Stage, unit: int, missing: set) -> str | None:

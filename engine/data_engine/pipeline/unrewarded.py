@@ -12,6 +12,7 @@ from data_engine.errors import kind_of
 from data_engine.plural import plural
 from data_engine.stages import RunStages, Stage
 from data_engine.store import units
+from data_engine.store.by_threads import by_threads
 
 REASON = "reason"
 
@@ -35,9 +36,12 @@ def told(work_dir: Path, run_stages: RunStages) -> Iterator[str]:
 def _counted(work_dir: Path, stage: Stage) -> tuple[Counter, int]:
     """Answers by reason, those without one left out; and all of them."""
     found, answers = Counter(), 0
-    for unit in sorted(units.published(work_dir, stage.name)):
+
+    def read(unit: int) -> pa.ChunkedArray:
         path = units.unit_path(work_dir, stage.name, unit)
-        column = pq.read_table(path, columns=[REASON], partitioning=None)[REASON]
+        return pq.read_table(path, columns=[REASON], partitioning=None)[REASON]
+
+    for column in by_threads(read, sorted(units.published(work_dir, stage.name))):
         answers += len(column)
         found.update({one["values"]: one["counts"] for one in pc.value_counts(column.drop_null()).to_pylist()})
     return found, answers

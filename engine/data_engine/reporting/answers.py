@@ -22,11 +22,14 @@ from data_engine.reporting import heat
 from data_engine.reporting.heat import NoHeat, Pieces, Span
 from data_engine.stages import COMPARED
 from data_engine.store import units
+from data_engine.store.by_threads import by_threads
 from data_engine.store.sealed import read_facts
 
 Key = tuple[int | str, int]
 """idx and sample_index"""
 SAMPLED = "sampled_answer"
+# What reading a unit raises that is broken by now, or of an earlier version.
+UNREADABLE = (OSError, ValueError, KeyError, pa.ArrowException)
 
 
 @dataclass
@@ -55,16 +58,22 @@ def read_answers(
         by_idx.setdefault(idx, set()).add(index)
     if isinstance(pieces, NoHeat):
         found.no_heat = str(pieces)
-    for unit in sorted(units.published(work_dir, SAMPLED)):
+
+    def read(unit: int) -> pa.Table | None:
         path = units.unit_path(work_dir, SAMPLED, unit)
-        try:
-            table = pq.read_table(path, columns=["idx", "sample_index", "finish_reason"], partitioning=None)
+        with contextlib.suppress(*UNREADABLE):
+            return pq.read_table(path, columns=["idx", "sample_index", "finish_reason"], partitioning=None)
+        return None
+
+    there = sorted(units.published(work_dir, SAMPLED))
+    for unit, table in zip(there, by_threads(read, there), strict=True):
+        if table is None:
+            continue
+        with contextlib.suppress(*UNREADABLE):
             found.finish_reasons.update(_counted(table["finish_reason"]))
             rows = _rows(table, by_idx)
             if len(rows) and found.no_heat is None:
                 _add_spans(work_dir, unit, rows, (found, pieces), [f"{role}_logps" for role in compared])
-        except (OSError, ValueError, KeyError, pa.ArrowException):
-            continue
     return found
 
 
@@ -94,7 +103,7 @@ def _add_spans(
     for stage in stages:
         try:
             scored[stage] = _scored(work_dir, stage, unit, seal, keys)
-        except (OSError, ValueError, KeyError, pa.ArrowException):
+        except UNREADABLE:
             scored[stage] = {}
     for row in answers:
         key = (row["idx"], row["sample_index"])

@@ -14,8 +14,8 @@ from data_engine.preferences.funnel import Funnel
 from data_engine.preferences.pairs_metadata import metadata_of
 from data_engine.preferences.reward_totals import label, signed
 from data_engine.questions.dataset import Questions
-from data_engine.reporting import quarantine
 from data_engine.reporting.pair_numbers import KEPT, PairNumbers
+from data_engine.reporting.quarantine import Kind
 from data_engine.store import logs
 
 Table = list[tuple[str, ...]]
@@ -99,12 +99,12 @@ def _text(value: object) -> str:
     return (value.decode(errors="replace") if isinstance(value, bytes) else str(value))[:MOST_LETTERS]
 
 
-def left_out_table(work_dir: Path) -> Table:
+def left_out_table(found: Mapping[tuple[str, str], Kind]) -> Table:
     """Rows that a stage left out by kind of reason, the most frequent first, with a few of their idx.
 
-    Of the first of them the whole reason is told.
+    Of the first of them the whole reason is told. `found` is what quarantine.kinds gives.
     """
-    kinds = sorted(quarantine.kinds(work_dir).items(), key=lambda one: -one[1].rows)
+    kinds = sorted(found.items(), key=lambda one: -one[1].rows)
     if not kinds:
         return []
     rows = [("left out in", "rows", "reason", "for example idx", "the reason of the first, in full")]

@@ -44,6 +44,7 @@ def report_text(
     run = Run(work_dir, read_run_file(work_dir, name), questions, max_megapixels, exif)
     numbers = PairNumbers.read(pairs_file(work_dir, name))
     data = _gallery(run, numbers)
+    summary = Summary.read(work_dir)
     sources_by, sources = facts.source_table(questions, numbers)
     return rendered(
         "page.html.j2",
@@ -66,8 +67,8 @@ def report_text(
         finish=facts.finish_table(data.answers.finish_reasons),
         sources_by=sources_by,
         sources=sources,
-        left_out=facts.left_out_table(work_dir),
-        times=Summary.read(work_dir).times(),
+        left_out=facts.left_out_table(summary.reasons),
+        times=summary.times(),
         ranks=facts.rank_table(work_dir),
         **_timeline(work_dir),
         settings=facts.settings_tables(numbers.path, run.run_file),

@@ -7,6 +7,7 @@ what it was computed from, and the rows that were left out.
 """
 
 import contextlib
+import itertools
 import os
 import re
 import secrets
@@ -21,6 +22,7 @@ from data_engine import stages
 from data_engine.plural import plural
 from data_engine.store.absent import is_absent, is_there
 from data_engine.store.atomic import NOTHING, creating, link, remove_if_abandoned
+from data_engine.store.by_threads import by_threads
 from data_engine.store.sealed import Sealed, read_facts, read_sealed, write_sealed
 
 UNIT_FILE = re.compile(r"unit-(\d{5,})\.parquet")
@@ -254,16 +256,20 @@ def left_out(work_dir: Path) -> Iterator[dict]:
     Of a row or an answer that several stages left out, the first of them is told, and of a row that was left out no
     answer. Units that cannot be read say nothing here.
     """
-    names = stages.known()
-    done = {stage: published(work_dir, stage) for stage in names}
-    for unit in sorted(set().union(*done.values())):
+
+    def facts_of(place: tuple[int, str]) -> dict:
+        unit, stage = place
+        with contextlib.suppress(OSError, ValueError):
+            return read_facts(unit_path(work_dir, stage, unit))[0]
+        return {}
+
+    done = {stage: published(work_dir, stage) for stage in stages.known()}
+    every = sorted(set().union(*done.values()))
+    places = [(unit, stage) for unit in every for stage, numbers in done.items() if unit in numbers]
+    read = zip(places, by_threads(facts_of, places), strict=True)
+    for unit, of_unit in itertools.groupby(read, key=lambda one: one[0][0]):
         seen, answers = set(), {}
-        for stage in names:
-            if unit not in done[stage]:
-                continue
-            facts = {}
-            with contextlib.suppress(OSError, ValueError):
-                facts, _ = read_facts(unit_path(work_dir, stage, unit))
+        for (_, stage), facts in of_unit:
             for name in ("left_out", "missing"):
                 for idx, reason in facts.get(name, ()):
                     if idx not in seen:
