@@ -42,13 +42,14 @@ class PairNumbers:
         schema = pq.read_schema(path)
         floats = [field.name for field in schema if pa.types.is_floating(field.type) and field.name not in left_out]
         names = [*floats, *WORDS]
-        table = pq.read_table(path, columns=[*names, "status"], read_dictionary=["status"], partitioning=None)
-        status = table["status"].combine_chunks()
+        # One after the other, so that no second copy of all of them is held.
+        with pq.ParquetFile(path, read_dictionary=["status"], pre_buffer=False) as file:
+            columns = {name: file.read([name])[name].to_numpy() for name in names}
+            status = file.read(["status"])["status"].combine_chunks()
         if isinstance(status, pa.ChunkedArray):
             status = pa.concat_arrays(status.chunks) if status.num_chunks else pa.array([], pa.string())
         status = status if pa.types.is_dictionary(status.type) else status.dictionary_encode()
         codes = status.indices.to_numpy(zero_copy_only=False).astype(np.int32)
-        columns = {name: table[name].to_numpy() for name in names}
         told = metadata_of(path, "settings", "reward_totals")
         rank_by = told.get("settings", {}).get("rank_by", RANK_BY).split(",")
         rewards = (*RANK_BY.split(","), *rank_by, *told.get("reward_totals", {}))
