@@ -144,6 +144,18 @@ def test_on_a_terminal_progress_is_a_bar(tmp_path, monkeypatch, capsys):
     assert "of 4 units" not in text
 
 
+def test_without_a_terminal_a_loop_tells_how_far_it_is_after_ten_seconds_and_then_every_minute(monkeypatch, caplog):
+    """200 items of a second each."""
+    caplog.set_level("INFO", "data_engine")
+    monkeypatch.setattr(counting.time, "monotonic", iter(range(1000)).__next__)
+    assert list(counting.counting(range(200), 200, "items")) == [*range(200)]
+    # The clock is asked once before the first item, too.
+    assert caplog.messages == [
+        "9 of 200 items, 4 min left", "69 of 200 items, 2 min left", "129 of 200 items, 1 min left",
+        "189 of 200 items, 11 s left",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(("terminal", "meanwhile", "left"), [(True, "looking ...", "\r\x1b[K"), (False, "", "")])
 def test_what_is_waited_for_is_shown_on_a_terminal_alone_and_then_gone(monkeypatch, capsys, terminal, meanwhile, left):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)

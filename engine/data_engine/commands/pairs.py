@@ -16,7 +16,7 @@ from data_engine.errors import UserError
 from data_engine.exit_codes import DONE, NOTHING_WRITTEN
 from data_engine.flags import DEFAULTS
 from data_engine.of_pairing import FLAGS, OWN, of_pairing, pairs_file
-from data_engine.processes import output
+from data_engine.processes import counting, output
 from data_engine.stages import SAMPLING, SOURCES, RunStages
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def main(argv: Sequence[str]) -> int:
 
     Raises UserError for what cannot be meant, IncompleteError where units are missing.
     """
+    counting.to_stderr()
     asked = vars(_parser().parse_args(list(argv)))
     work_dir, name = given_path("WORK_DIR", asked.pop("work_dir")), asked.pop("name")
     _check_name(name)

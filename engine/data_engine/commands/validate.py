@@ -14,7 +14,7 @@ from data_engine.planning.found import Found
 from data_engine.planning.plan import RunPlan, empty_shards, idle_ranks, plan_of
 from data_engine.planning.showing import measured_lines, plan_lines
 from data_engine.plural import plural
-from data_engine.processes import output
+from data_engine.processes import counting, output
 from data_engine.processes.ranks import asked_ranks, idle_nodes
 from data_engine.processes.signals import interrupted_by_signals
 
@@ -28,6 +28,7 @@ options of validate alone:
 
 def main(argv: Sequence[str]) -> int:
     """Check what `data-engine run` would be given, and print what was found. Raises UserErrors for all mistakes."""
+    counting.to_stderr()
     asked = {name for name in OPTIONS if f"--{name}" in argv}
     rest = [word for word in argv if word.removeprefix("--") not in asked or not word.startswith("--")]
     if given := next((word for word in rest if word.startswith(tuple(f"--{name}=" for name in OPTIONS))), None):

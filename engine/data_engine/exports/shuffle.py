@@ -8,14 +8,17 @@ group.
 
 import contextlib
 from array import array
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from data_engine.exports.apart import apart
 from data_engine.exports.base import ExportSource
+from data_engine.processes.counting import counting
 from data_engine.seeds import seed_for
 
 BUCKET_ROWS = 512
@@ -35,19 +38,20 @@ class Shuffled:
 
     paths: list[Path]
     """a bucket each"""
-    order: list[tuple[int, int]]
-    """(bucket, number in it) of each row"""
+    order: np.ndarray
+    """int32 [rows, 2]: bucket of each row, and its number there"""
 
     def __len__(self) -> int:
         return len(self.order)
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
-        """Batches of one row in their final order, once: buckets are memory-mapped, and deleted when the rows behind
-        theirs are read; the last ones stay.
+        """Batches of one row in their final order, once, counted on stderr: buckets are memory-mapped, and deleted when
+        the rows behind theirs are read; the last ones stay.
         """
-        left = array("q", bytes(8 * len(self.paths)))
-        for bucket, _ in self.order:
-            left[bucket] += 1
+        return counting(self._batches(), len(self), "rows written")
+
+    def _batches(self) -> Iterator[pa.RecordBatch]:
+        left = np.bincount(self.order[:, 0], minlength=len(self.paths)).tolist()
         # New maps for each few rows: a map keeps in memory whatever was read through it.
         read = []
         for first in range(0, len(self.order), ROWS_A_MAP):
@@ -56,7 +60,7 @@ class Shuffled:
                 self.paths[bucket].unlink()
             with contextlib.ExitStack() as stack:
                 readers = {}
-                for bucket, number in self.order[first : first + ROWS_A_MAP]:
+                for bucket, number in self.order[first : first + ROWS_A_MAP].tolist():
                     if bucket not in readers:
                         file = stack.enter_context(pa.memory_map(str(self.paths[bucket])))
                         readers[bucket] = pa.ipc.open_file(file)
@@ -81,7 +85,8 @@ def shuffled(
     # The rows of a bucket lie in the file that is written, too, until the last of them is.
     source.reached.peak = 1 + 1 / num_buckets
     paths = [buckets / f"{bucket:05d}.arrow" for bucket in range(num_buckets)]
-    places, owners, numbers = [array("Q") for _ in paths], [array("q") for _ in paths], {}
+    places, owners = [array("Q") for _ in paths], [array("i") for _ in paths]
+    number_of: defaultdict[int | str, int] = defaultdict(lambda: len(number_of))
     with contextlib.ExitStack() as stack:
         # One record batch a row, so that pass 2 can read them in any order.
         files = [stack.enter_context(pa.OSFile(str(path), "wb")) for path in paths]
@@ -91,16 +96,15 @@ def shuffled(
             bucket = place * num_buckets // NUM_PLACES
             writers[bucket].write_batch(pa.RecordBatch.from_pylist([row], schema))
             places[bucket].append(place)
-            owners[bucket].append(numbers.setdefault(key[0], len(numbers)))
+            if keep_apart:
+                owners[bucket].append(number_of[key[0]])
     source.reached.needed_bytes = int(sum(path.stat().st_size for path in paths) * source.reached.peak)
-    order = [
-        (bucket, number)
-        for bucket, drawn in enumerate(places)
-        for number in sorted(range(len(drawn)), key=drawn.__getitem__)
-    ]
+    by_place = [np.argsort(np.asarray(drawn), kind="stable") for drawn in places]
+    buckets_of = np.repeat(np.arange(num_buckets), [len(drawn) for drawn in places])
+    order = np.column_stack([buckets_of, np.concatenate(by_place)]).astype(np.int32)
     if keep_apart:
-        owner_of = array("q", (owners[bucket][number] for bucket, number in order))
-        order = [order[at] for at in apart(owner_of)]
+        owner_of = [np.asarray(own)[numbers] for own, numbers in zip(owners, by_place, strict=True)]
+        order = order[np.asarray(apart(array("i", np.concatenate(owner_of).tobytes())))]
     return Shuffled(paths, order)
 
 

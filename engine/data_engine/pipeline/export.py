@@ -22,6 +22,7 @@ from data_engine.pipeline.rewarded import ANSWER, Stored, read_rewarded, scored_
 from data_engine.preferences.answers import why_not_ranked
 from data_engine.preferences.filters import KEPT
 from data_engine.preferences.pairs_metadata import metadata_of, read_funnel
+from data_engine.processes.counting import counting
 from data_engine.questions.dataset import Questions
 from data_engine.reporting.picture import picture
 from data_engine.stages import RunStages
@@ -156,14 +157,14 @@ class FinishedRun:
 
 @dataclass(frozen=True)
 class _Answers:
-    """Rows of schemas.scored; read anew each time."""
+    """Rows of schemas.scored; read anew each time, and counted on stderr."""
 
     run: FinishedRun
 
     def __iter__(self) -> Iterator[dict]:
         stored, settings = self.run.stored, self.run.settings
         which, alpha = settings.answer_rule(stored.markers), self.run.alpha
-        for number in range(stored.num_units):
+        for number in counting(range(stored.num_units), stored.num_units, "units of answers"):
             unit = read_rewarded(stored, number, settings.beta, ANSWER_COLUMNS)
             rows = unit.table.to_pylist()
             for answers, (_, start, end) in zip(unit.questions(), unit.spans, strict=True):

@@ -25,6 +25,7 @@ from data_engine.preferences.funnel import Funnel
 from data_engine.preferences.length_alpha import LengthBalance
 from data_engine.preferences.reward_totals import RewardTotals, uneven
 from data_engine.preferences.word_count import count_words
+from data_engine.processes.counting import counting
 from data_engine.questions.prefetch import ahead
 from data_engine.stages import REWARD
 from data_engine.store.room import counted
@@ -113,9 +114,9 @@ def _shaping_rewards(stored: Stored) -> list[str]:
 
 
 def _units(stored: Stored, settings: Settings) -> Iterator[RewardedUnit]:
-    """Every unit with its rewards. A thread reads the next ones while one is paired."""
+    """Every unit with its rewards, counted on stderr. A thread reads the next ones while one is paired."""
     read = functools.partial(read_rewarded, stored, beta=settings.beta)
-    return ahead(read, range(stored.num_units), UNITS_AHEAD, workers=1)
+    return counting(ahead(read, range(stored.num_units), UNITS_AHEAD, workers=1), stored.num_units, "units")
 
 
 def _balanced_alpha(stored: Stored, settings: Settings) -> float:

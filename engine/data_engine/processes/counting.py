@@ -1,4 +1,4 @@
-"""How far a loop is: a bar on a terminal, else a log line a minute with the time that is left."""
+"""How far a loop is: a bar on a terminal, else log lines with the time that is left."""
 
 import contextlib
 import logging
@@ -11,11 +11,20 @@ from tqdm import tqdm
 
 from data_engine.duration import duration
 
-LINE_S = 60.0
+# Without a terminal, a line a minute; the first one early, to show that work goes on.
+LINE_S, FIRST_LINE_S = 60.0, 10.0
 
 Item = TypeVar("Item")
 
 log = logging.getLogger(__name__)
+
+
+def to_stderr() -> None:
+    """From now on the log lines are written as they are, by a process that does not log anything else."""
+    log.setLevel(logging.INFO)
+    if not log.hasHandlers():
+        log.addHandler(logging.StreamHandler())
+        log.propagate = False
 
 
 def counting(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
@@ -23,11 +32,12 @@ def counting(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
     if sys.stderr.isatty():
         yield from tqdm(items, total=total, unit=f" {what}", leave=False, dynamic_ncols=True)
         return
-    started = told = time.monotonic()
+    started = time.monotonic()
+    due = started + FIRST_LINE_S
     for number, item in enumerate(items):
         now = time.monotonic()
-        if now - told >= LINE_S:
-            told = now
+        if now >= due:
+            due = now + LINE_S
             left = (total - number) * (now - started) / number if number else None
             log.info("%d of %d %s%s", number, total, what, "" if left is None else f", {duration(left)} left")
         yield item

@@ -21,6 +21,7 @@ from data_engine.config import RunConfig
 from data_engine.config_checks import WITHOUT_RANK
 from data_engine.errors import UserError
 from data_engine.plural import plural
+from data_engine.processes.counting import counting
 from data_engine.questions.dataset import Questions
 from data_engine.questions.given_rows import GivenAnswer, GivenFile, GivenRow
 from data_engine.store.claims import Claims
@@ -122,7 +123,7 @@ class _Gathering:
         place_of = {idx: place for place, idx in enumerate(self._questions.idx)}
         unknown: list[GivenRow] = []
         num_unknown = 0
-        for row in self._file.rows():
+        for row in counting(self._file.rows(), self._file.num_rows(), "answers"):
             place = place_of.get(row.idx)
             if place is None and row.idx in self._questions.beyond_limit:
                 self.facts.beyond_limit += 1

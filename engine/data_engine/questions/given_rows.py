@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -83,6 +84,14 @@ class GivenFile:
         """In the order of the file, read a few at a time. Raises UserError at the first that cannot be used."""
         for number, row in self._parquet_rows() if self._is_parquet else self._json_rows():
             yield GivenRow(number, self._idx(number, row.get("idx")), self._answer(number, row))
+
+    def num_rows(self) -> int:
+        """How many there are: of JSON, lines, those without a row included."""
+        with self._reading():
+            if self._is_parquet:
+                return pq.read_metadata(self.path).num_rows
+            with self._opened() as stream:
+                return sum(part.count(b"\n") for part in iter(lambda: stream.read(_BUFFER_BYTES), b""))
 
     def place(self, number: int) -> str:
         """Where a row stands, in words."""
@@ -177,13 +186,16 @@ class GivenFile:
                     number += 1
 
     def _json_rows(self) -> Iterator[tuple[int, dict]]:
-        opened = gzip.open if self.path.name.lower().endswith(".gz") else open
-        with self._reading(), opened(self.path, "rb") as stream:
+        with self._reading(), self._opened() as stream:
             for number, line in enumerate(iter(lambda: stream.readline(MAX_RECORD_BYTES + 1), b""), start=1):
                 if len(line) > MAX_RECORD_BYTES:
                     raise self.refusal(number, f"more than {MAX_RECORD_BYTES} bytes")
                 if line.strip():
                     yield number, self._parsed(number, line)
+
+    def _opened(self) -> BinaryIO:
+        """The stream of JSON lines, unpacked."""
+        return gzip.open(self.path, "rb") if self.path.name.lower().endswith(".gz") else open(self.path, "rb")
 
     def _parsed(self, number: int, line: bytes) -> dict:
         try:

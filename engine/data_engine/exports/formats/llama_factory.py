@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -112,11 +113,12 @@ def _ordered(rows: Shuffled, cleaned: Cleaned) -> Shuffled:
     """
     if not cleaned.source.questions.has_images:
         return rows
-    for place, (bucket, number) in enumerate(rows.order):
+    for place in range(len(rows)):
+        bucket, number = rows.order[place].tolist()
         with pa.memory_map(str(rows.paths[bucket])) as file:
             [images] = pa.ipc.open_file(file).get_batch(number).column("images").to_pylist()
         if images:
-            return dataclasses.replace(rows, order=rows.order[place:] + rows.order[:place])
+            return dataclasses.replace(rows, order=np.roll(rows.order, -place, axis=0))
     return rows
 
 
