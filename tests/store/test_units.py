@@ -56,6 +56,11 @@ def test_only_unit_files_count_as_published(tmp_path):
 
 def test_missing_units_are_listed_in_runs():
     assert units.compressed([3, 4, 5, 9]) == "3-5, 9"
+    # Those of the second of two shards, and a last run of three.
+    odd = [*range(1, 2001, 2), 2003, 2004, 2005]
+    first = "1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31, 33, 35, 37, 39"
+    assert units.compressed(odd) == f"{first} and 983 others"
+    assert units.compressed(odd[:20]) == first
 
 
 def test_a_unit_holds_its_table_and_the_same_table_makes_the_same_bytes(tmp_path):

@@ -28,6 +28,8 @@ from data_engine.store.sealed import Sealed, read_facts, read_sealed, write_seal
 UNIT_FILE = re.compile(r"unit-(\d{5,})\.parquet")
 # In a list of names with a slash between them, which no name holds: one search is quicker than one a name.
 _UNIT_FILES = re.compile(rf"(?<![^/]){UNIT_FILE.pattern}(?![^/])")
+# Runs of numbers that a message names.
+MOST_RUNS = 20
 # Where units go that are computed again: damaged ones, and those of which something else has changed since.
 DAMAGED, REPLACED = "damaged", "replaced"
 
@@ -285,11 +287,13 @@ def left_out(work_dir: Path) -> Iterator[dict]:
 
 
 def compressed(numbers: list[int]) -> str:
-    """3, 4, 5, 9 as "3-5, 9"."""
+    """3, 4, 5, 9 as "3-5, 9"; of more than MOST_RUNS runs, as of a shard, the first ones and how many others there are."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][1] + 1:
             runs[-1][1] = number
         else:
             runs.append([number, number])
-    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+    told = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs[:MOST_RUNS])
+    others = sum(last - first + 1 for first, last in runs[MOST_RUNS:])
+    return f"{told} and {others:,} others" if others else told
