@@ -156,6 +156,14 @@ def test_without_a_terminal_a_loop_tells_how_far_it_is_after_ten_seconds_and_the
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(("after_s", "is_shown"), [(0.0, True), (1000.0, False)])
+def test_on_a_terminal_a_loop_has_a_bar_once_it_takes_long(monkeypatch, capsys, after_s, is_shown):
+    monkeypatch.setattr(counting, "BAR_AFTER_S", after_s)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert list(counting.counting(range(3), 3, "items")) == [0, 1, 2]
+    assert ("0/3" in capsys.readouterr().err) == is_shown
+
+
 @pytest.mark.parametrize(("terminal", "meanwhile", "left"), [(True, "looking ...", "\r\x1b[K"), (False, "", "")])
 def test_what_is_waited_for_is_shown_on_a_terminal_alone_and_then_gone(monkeypatch, capsys, terminal, meanwhile, left):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)

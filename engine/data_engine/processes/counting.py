@@ -13,6 +13,8 @@ from data_engine.duration import duration
 
 # Without a terminal, a line a minute; the first one early, to show that work goes on.
 LINE_S, FIRST_LINE_S = 60.0, 10.0
+# On a terminal, the bar of what ends sooner would only flicker.
+BAR_AFTER_S = 1.0
 
 Item = TypeVar("Item")
 
@@ -30,7 +32,7 @@ def to_stderr() -> None:
 def counting(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
     """The items, counted on stderr; `what` they are, in the plural."""
     if sys.stderr.isatty():
-        yield from tqdm(items, total=total, unit=f" {what}", leave=False, dynamic_ncols=True)
+        yield from tqdm(items, total=total, unit=f" {what}", leave=False, dynamic_ncols=True, delay=BAR_AFTER_S)
         return
     started = time.monotonic()
     due = started + FIRST_LINE_S

@@ -287,7 +287,7 @@ def left_out(work_dir: Path) -> Iterator[dict]:
 
 
 def compressed(numbers: list[int]) -> str:
-    """3, 4, 5, 9 as "3-5, 9"; of more than MOST_RUNS runs, as of a shard, the first ones and how many others there are."""
+    """3, 4, 5, 9 as "3-5, 9"; of more than MOST_RUNS runs, as those of a shard, the first, and how many others."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][1] + 1:
