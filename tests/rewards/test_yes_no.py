@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from data_engine.models.layers.head import Head
-from data_engine.pipeline.judge import Judged, YesNo
+from data_engine.pipeline.judge import JudgeScores, YesNo
 from data_engine.questions.conversation import Conversation, Message
 from data_engine.rewards.yesno import WORDS, YesNoTemplate
 
@@ -63,7 +63,9 @@ def test_equal_answers_are_asked_once_and_each_answer_has_its_own_rows(monkeypat
         return SimpleNamespace(length=20), [row_of[one] for one in conversations]
 
     model = SimpleNamespace(why_plain=None, reads_ahead=False, max_positions=100, shared_prompt=shared_prompt)
-    work = Judged(model, readings, 64).prepare(SimpleNamespace(conversation=None), [{"answer": one} for one in ANSWERS])
+    work = JudgeScores(model, readings, 64).prepare(
+        SimpleNamespace(conversation=None), [{"answer": one} for one in ANSWERS]
+    )
     assert asked == keys
     assert work.scored.answers == [row_of[name, text] for text in ("A cat.", "A cat.", "A bus.") for name in "ab"]
     assert list(work.left_out) == [1]
