@@ -5,6 +5,8 @@ import functools
 import io
 import json
 import re
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -341,3 +343,23 @@ def test_an_axis_of_counts_has_whole_numbers_where_they_stand(count, ticks):
     assert [(base - y) / (base - heights[-1]) for y in heights] == pytest.approx(
         [one / count for one in ticks], abs=2e-3
     )
+
+
+def test_the_numbers_of_pairs_are_read_without_a_second_copy_of_all(tmp_path):
+    """In a process of its own, whose peak is that of this file alone."""
+    num_rows, path = 200_000, tmp_path / "pairs.parquet"
+    numbers = np.random.default_rng(0).normal(size=num_rows)
+    columns = {f"{side}_{name}": numbers for side in ("chosen", "rejected") for name in ("sum", "avg", "a", "b")}
+    columns |= {f"{side}_words": numbers.astype(np.int32) for side in ("chosen", "rejected")}
+    pq.write_table(pa.table({**columns, "status": ["kept"] * num_rows}), path, row_group_size=8192)
+    code = (
+        "import pathlib, sys, pyarrow\n"
+        "from data_engine.reporting.columns import PairNumbers\n"
+        "found = PairNumbers.read(pathlib.Path(sys.argv[1]))\n"
+        "print(len(found), pyarrow.default_memory_pool().max_memory())"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    rows, peak_bytes = map(int, done.stdout.split())
+    assert rows == num_rows
+    # Eight columns of 8 bytes and two of 4, beside which the next one is read.
+    assert peak_bytes < 1.5 * (8 * 8 + 2 * 4) * num_rows
