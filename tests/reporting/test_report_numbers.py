@@ -354,7 +354,7 @@ def test_the_numbers_of_pairs_are_read_without_a_second_copy_of_all(tmp_path):
     pq.write_table(pa.table({**columns, "status": ["kept"] * num_rows}), path, row_group_size=8192)
     code = (
         "import pathlib, sys, pyarrow\n"
-        "from data_engine.reporting.columns import PairNumbers\n"
+        "from data_engine.reporting.pair_numbers import PairNumbers\n"
         "found = PairNumbers.read(pathlib.Path(sys.argv[1]))\n"
         "print(len(found), pyarrow.default_memory_pool().max_memory())"
     )
