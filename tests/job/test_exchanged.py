@@ -174,9 +174,14 @@ def test_a_picture_that_is_away_while_it_is_scored_is_scored_when_it_is_back(sam
     file.unlink()
     assert sampled.start() == 0
     assert {row["idx"] for row in read(sampled.work / "reward_logps")} == {"q1", "q2", "q3", "q4"}
+    # Still away: nothing is computed.
+    assert sampled.computed_again() == set()
     file.write_bytes(content)
     # A start that computes none of these stages leaves them.
     assert sampled.computed_again(continue_from_stage=2) == set()
+    # Nor does one of another shard.
+    assert sampled.start(continue_from_stage=1, stop_after_stage=1, num_shards=2, shard_index=1) == 0
+    assert units.published(sampled.work, "reward_logps") == {0, 1, 2}
     assert sampled.computed_again(continue_from_stage=1) == {"instruct_logps/0", "reward_logps/0"}
 
 

@@ -37,7 +37,8 @@ def contents(work_dir) -> dict[str, str]:
 
 def test_a_larger_limit_computes_what_is_new_and_the_unit_that_the_smaller_one_cut_short(begun, finished, capsys):
     kept = {name: time for name, time in begun.times().items() if name.endswith("/0")}
-    assert begun.computed_again(limit=4) == {f"{stage}/1" for stage in STAGES}
+    # By one start: no pairing finds units of the answers that were there before.
+    assert begun.computed_again(limit=4, stop_after_stage=1) == {f"{stage}/1" for stage in STAGES}
     assert json.loads((begun.work / "run.json").read_text())["config"]["limit"] == 4
     told = "unit 1 of sampled_answer will be computed again: a smaller --limit left it 1 of its 2 questions"
     assert told in capsys.readouterr().err
