@@ -189,3 +189,16 @@ def test_pairs_that_are_there_keep_their_models_until_a_start_pairs_anew(run):
     assert found == pytest.approx(reward_against(run, "instruct", key), abs=1e-6)
     # With texts of two tokenizers there is none.
     assert main(["pairs", str(run.work), "--name=b", "--rank_by=implicit.min"]) == 0
+
+
+def test_a_reward_model_of_another_tokenizer_that_a_later_start_adds_gives_no_reward_by_token(run, capsys):
+    """Ahead of any pairing that reads its log-probs."""
+    shutil.rmtree(run.work)
+    assert run.start(rewards="contrast") == 0
+    added = {"rewards": "contrast,implicit", "reward_model_path": str(GOLDENS.with_name("omnilmm") / "reward")}
+    assert run.start(**added, stop_after_stage=1) == 0
+    assert main(["pairs", str(run.work), "--name=sum", "--rank_by=implicit.sum"]) == 0
+    capsys.readouterr()
+    # The two models' tokens do not stand for each other.
+    assert main(["pairs", str(run.work), "--name=min", "--rank_by=implicit.min"]) == 4
+    assert "implicit.min: no answer has a number" in capsys.readouterr().out
