@@ -17,7 +17,7 @@ NAMES = ["instructblip", "blip_2"]
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_second_picture_is_refused_that_the_model_would_leave_out(checkpoints, name):
-    with pytest.raises(BadRow, match="Processor places 1 of the 2 images"):
+    with pytest.raises(BadRow, match="Processor places 1 of 2 images"):
         product.scores(checkpoints(name).model, ASKED["two images"], answers())
 
 
