@@ -290,6 +290,46 @@ def test_a_file_that_cannot_be_imported_is_refused(source, told, tmp_path, monke
     running.close()
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        """
+        import functools
+        def each(score):
+            @functools.wraps(score)
+            def every(row, answers):
+                return [score(one) for one in answers]
+            return every
+        @each
+        def f(answer): return len(answer)
+        """,
+        # As Python 3.14 does where an annotation names what is imported for type checkers alone.
+        """
+        class Unknown:
+            @property
+            def __signature__(self): return imported_for_type_checkers
+            def __call__(self, row, answers): return map(len, answers)
+        f = Unknown()
+        """,
+    ],
+    ids=["decorated", "of an unknown signature"],
+)
+def test_a_function_that_can_be_called_is_taken_whatever_python_tells_of_its_arguments(source):
+    rule = Rule("mine.py:f", function="f", source=textwrap.dedent(source))
+    with contextlib.closing(RuleProcess(rule, LITTLE)) as running:
+        running.start()
+        assert running.judge({}, ["three", "no"]) == Judged((5.0, 2.0), (None, None))
+
+
+def test_a_function_that_cannot_be_called_is_told_by_the_names_of_its_arguments():
+    """Their defaults are not told: they may be long, and may fail to become text."""
+    source = "class Odd:\n    def __repr__(self): return 1 / 0\ndef f(row: dict, odd=Odd(), *, answers) -> list: ...\n"
+    with contextlib.closing(RuleProcess(Rule("mine.py:f", function="f", source=source), LITTLE)) as running:
+        told = r"f\(row, odd, \*, answers\) cannot be called with a row and the list of its answers: missing a required"
+        with pytest.raises(UserError, match=told):
+            running.start()
+
+
 def test_a_rule_sees_nothing_of_the_launcher(judged, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "3")
     body = "import os\nreturn ['LOCAL_RANK' in os.environ, int(os.environ['PYTHONHASHSEED'])]"

@@ -115,14 +115,19 @@ def _loaded(set_up: SetUp) -> tuple[Callable | None, str | None]:
 def _misfit(function: Callable, name: str) -> str | None:
     """Why a function cannot be called with a row and its answers; None where it can, as far as Python knows."""
     try:
-        signature = inspect.signature(function)
-    # Of one that is written in C, it may not be known.
-    except ValueError:
+        # Not that of a function which functools.wraps names: a decorator may call that one in another way.
+        signature = inspect.signature(function, follow_wrapped=False)
+    # Functions in C may not tell it, and code of the rule may run here: Python 3.14 evaluates annotations, of which
+    # those that are meant for type checkers fail.
+    except Exception:
         return None
     try:
         signature.bind({}, [])
     except TypeError as error:
-        return f"{name}{signature} cannot be called with a row and the list of its answers: {error}"
+        # Names alone: a default may be long, and its text is made by code of the rule.
+        names = [one.replace(default=one.empty, annotation=one.empty) for one in signature.parameters.values()]
+        shown = signature.replace(parameters=names, return_annotation=signature.empty)
+        return f"{name}{shown} cannot be called with a row and the list of its answers: {error}"
     return None
 
 
