@@ -160,8 +160,8 @@ def each_path(text: str, change: Callable[[str], str]) -> str:
 def files_by_name(flag: str, text: str | None, expected: str = FILES_BY_NAME) -> dict[str, str | None]:
     """The paths in NAME=FILE,NAME=FILE by name, in the order of the names, which is the same however they are given.
 
-    A single file, and what the flag is where it is not given, has the name "". Raises UserError for what begins as such
-    a list and is none; `expected` says what would be one.
+    A single file has the name "", and so has None, where the flag is not given. Raises UserError for what begins as
+    such a list and is none; `expected` says what would be one.
     """
     if not names_in(text):
         return {"": text}

@@ -260,7 +260,7 @@ class RunStages:
     def summed_up(self, rank_by: Sequence[str]) -> tuple[str, ...]:
         """The reward columns whose totals a run tells: those that rank, and then more of its sources.
 
-        A source of which no column ranks adds its default ones, as does one whose columns all rank by default.
+        A source adds its default columns where none of its columns ranks, or where all of them rank by default.
         """
         found = list(rank_by)
         for name in self.sources:

@@ -113,7 +113,7 @@ def own_options(argv: Sequence[str], command: str, usage: str) -> tuple[dict[str
 
 
 def own_number(options: Mapping[str, str], name: str, usage: str, expected: str = "a whole number") -> int:
-    """The value of an own option that is a count. Raises UserError where it is missing, or none."""
+    """The value of an own option that is a count. Raises UserError where it is missing, or no number of at least 1."""
     text = options.get(name)
     if text is None:
         raise UserError(f"missing: --{name}; {usage}")

@@ -22,7 +22,7 @@ from data_engine.demo.tokenizer import PromptTokenizer, corpus, train_tokenizer
 
 # Far from the seeds that anybody gives to `questions`.
 CAPTION_SEED, PAIR_SEED, WARMUP_SEED = 7_000_001, 7_000_002, 7_000_003
-# Of which a tokenizer is made.
+# A tokenizer is trained on so many captions.
 NUM_CAPTIONS = 3000
 
 

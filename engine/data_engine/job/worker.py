@@ -303,7 +303,7 @@ class Worker:
             mend = "Mend the dataset or the flags, or take these rows out"
             if stage.name == "rule":
                 mend = f'Mend rule "{self.plan.config.rule}" or the dataset, or take these rows out'
-                # It reads no picture, so that a row is missing for what the machine did alone.
+                # A rule reads no picture: where it leaves a row missing, the machine has failed.
                 if missing:
                     mend = "See to the memory, the disks and the limits of this machine, and run the same command again"
             raise UserError(

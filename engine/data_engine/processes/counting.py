@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def to_stderr() -> None:
-    """From now on the log lines are written as they are, by a process that does not log anything else."""
+    """Write the log lines of `counting` to stderr, the message alone, in a process that sets up no logging."""
     log.setLevel(logging.INFO)
     if not log.hasHandlers():
         log.addHandler(logging.StreamHandler())

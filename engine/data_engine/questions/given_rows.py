@@ -86,7 +86,7 @@ class GivenFile:
             yield GivenRow(number, self._idx(number, row.get("idx")), self._answer(number, row))
 
     def num_rows(self) -> int:
-        """How many there are: of JSON, lines, those without a row included."""
+        """The number of rows; of JSON that of line feeds, which blank lines have and the last line may not have."""
         with self._reading():
             if self._is_parquet:
                 return pq.read_metadata(self.path).num_rows

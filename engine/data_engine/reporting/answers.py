@@ -28,7 +28,7 @@ from data_engine.store.sealed import read_facts
 Key = tuple[int | str, int]
 """idx and sample_index"""
 SAMPLED = "sampled_answer"
-# What reading a unit raises that is broken by now, or of an earlier version.
+# What is raised by reading a unit that is broken, or of an earlier version.
 UNREADABLE = (OSError, ValueError, KeyError, pa.ArrowException)
 
 

@@ -22,7 +22,7 @@ Table = list[tuple[str, ...]]
 # Columns of a dataset that name where a row is from, the first of them that is there.
 SOURCE_COLUMNS = ("ds_name", "origin_dataset")
 MOST_SOURCES, MOST_REASONS, MOST_LETTERS = 40, 30, 200
-# What the timeline of a rank tells apart.
+# Spans of one stage are drawn as one where the gap between them is at most this part of the timeline: 1 / LANE_STEPS.
 LANE_STEPS = 400
 
 

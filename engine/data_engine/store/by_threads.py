@@ -7,7 +7,7 @@ from typing import TypeVar
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
 NUM_THREADS = 8
-# Results that wait to be taken, at most.
+# The most results that are read before they are taken.
 MOST_READ = 64
 
 

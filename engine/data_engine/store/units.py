@@ -28,7 +28,7 @@ from data_engine.store.sealed import Sealed, read_facts, read_sealed, write_seal
 UNIT_FILE = re.compile(r"unit-(\d{5,})\.parquet")
 # In a list of names with a slash between them, which no name holds: one search is quicker than one a name.
 _UNIT_FILES = re.compile(rf"(?<![^/]){UNIT_FILE.pattern}(?![^/])")
-# Runs of numbers that a message names.
+# The most runs of numbers that a message names.
 MOST_RUNS = 20
 # Where units go that are computed again: damaged ones, and those of which something else has changed since.
 DAMAGED, REPLACED = "damaged", "replaced"

@@ -19,6 +19,6 @@ def map_large_tensors() -> None:
 
 
 def return_freed_memory() -> None:
-    """Have glibc return what was freed between tensors that stay to the system."""
+    """Have glibc return freed memory to the system, also where it lies between tensors that are still used."""
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)

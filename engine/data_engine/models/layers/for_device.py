@@ -19,6 +19,6 @@ def fit(decoder: nn.Module, device: torch.device, *, split: bool = False, compil
 
 
 def fuse(decoder: nn.Module, device: torch.device, *, split: bool) -> None:
-    """Have small operations run kernels where there are any. Behind the merging of layers, which reads their code."""
+    """Have small operations run as kernels, on a GPU that has them. Call it after layers are merged, by their code."""
     if merged_linear.merges_linears(device, split=split):
         fused.fuse_operations(decoder)

@@ -1,4 +1,8 @@
-"""How the code of a module uses its linear layers, by its source: a layer that is used otherwise stays as it is."""
+"""How a module uses its linear layers, read from its source code.
+
+A layer whose weight the code reads itself is neither packed nor merged. Layers are merged where each is called once,
+with the same tensor.
+"""
 
 import ast
 import functools
@@ -33,7 +37,7 @@ def _names_read(kind: type) -> set[str]:
 
 @functools.cache
 def _names_by_class(module: ModuleType) -> dict[str, set[str]]:
-    """The same of all classes of a module: inspect.getsource(kind) parses the whole file, 0.1 s, for each one again."""
+    """_names_read of all classes of a module: inspect.getsource(kind) would parse the file for each class, 0.1 s."""
     try:
         source = inspect.getsource(module)
     except (OSError, TypeError):

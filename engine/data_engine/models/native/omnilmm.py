@@ -118,7 +118,7 @@ class OmniLMM(NativeModel):
         """Tokens of a prompt, those of its image included; reads no weights."""
         tokenizer, queries = load_tokenizer(folder), read_json(folder / "config.json").get("num_query", 0)
         question = functools.partial(single_question, cls.family)
-        # Whatever their ids are.
+        # The number of tokens does not depend on these ids.
         around = (0, 0)
         return lambda conversation: len(prompt_ids(tokenizer, around, question(conversation))) - 1 + queries
 

@@ -23,7 +23,7 @@ class Source(Protocol):
     names: ColumnNames
     """what the dataset calls them"""
     image_root: Path | None
-    """the folder of its pictures, where it is one of them"""
+    """the folder itself, where the source is a folder of pictures"""
     warnings: Sequence[str]
     """what a person should know of its files"""
 

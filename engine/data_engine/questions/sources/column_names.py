@@ -11,7 +11,7 @@ import pyarrow as pa
 from data_engine.errors import UserError, nearest
 from data_engine.schemas import INPUT_COLUMNS, OPTIONAL_COLUMNS
 
-# What mends ids that are missing or unfit.
+# The end of a message about ids that are missing or unfit.
 NUMBERED = "; --columns idx= numbers the rows instead"
 # Other names under which datasets have a column, the likeliest first; in small letters, with nothing between words.
 _OFTEN_CALLED = {
