@@ -93,6 +93,16 @@ def test_a_file_of_rows_beside_pictures_is_not_read_in_their_place_without_a_wor
     assert len(load_questions(str(labels), question=QUESTION)) == 1
     labels.write_text("idx,image\ntom,pets/cats/tom.png\n")
     assert [row.image_path for row in read(pictures, question=QUESTION)] == ["pets/cats/tom.png"]
+    # Asked for.
+    assert [row.images for row in read(pictures, question=QUESTION, columns={"image": ""})] == [()]
+
+
+def test_of_a_file_of_rows_beside_pictures_what_is_wrong_with_it_is_told_first(pictures):
+    labels = pictures / "train.csv"
+    labels.write_text("idx,photo\ntom,pets/cats/tom.png\n")
+    assert refusal(str(pictures), question=QUESTION, columns={"image": "phto"}).endswith("; did you mean photo?")
+    labels.write_text("idx,question\ntom,Who is it?\n")
+    assert "leave --question out" in refusal(str(pictures), question=QUESTION)
 
 
 def test_folders_of_pictures_that_are_not_looked_into_are_told(pictures, tmp_path, monkeypatch):

@@ -71,18 +71,30 @@ def _source(path: str, split: str | None, revision: str | None, names: ColumnNam
         if local.is_dir():
             files = files_of(local, split)
             source = _source_of(files, names)
-            has_none = source.columns and not {"image", "images"} & source.columns.keys()
-            refuse(
-                may_be_pictures and has_none and any(pictures_below(local, [])),
-                f'dataset_path "{path}" has pictures, and the file {files[0].name}, which is read in their place, and '
-                'which has no column "image" or "images". To ask about the pictures, move it out of the folder; to ask '
-                "about its rows, name it as --dataset_path, or the column of their pictures by --columns image=NAME",
-            )
+            if may_be_pictures:
+                _refuse_for_pictures(path, files[0], source)
             source.warnings = told_of_missing_shards(files)
             return source
         return _file_source(local, split, names)
     except OSError as error:
         raise UserError(f'dataset_path "{path}" cannot be read: {first_line(error)}') from None
+
+
+def _refuse_for_pictures(folder: str, file: Path, source: Source) -> None:
+    """Raise UserError where rows without a picture would be asked in the place of pictures that lie beside their file.
+
+    Not where rows have questions, for which with_added refuses --question, nor where --columns leaves pictures unread.
+    """
+    columns, names = source.columns, source.names
+    is_unread = "" in (names.in_dataset("image"), names.in_dataset("images"))
+    has_own = bool({"image", "images", "question", "messages"} & columns.keys())
+    if columns and not is_unread and not has_own and any(pictures_below(Path(folder), [])):
+        names.require_there(columns, f'dataset "{folder}"')
+        raise UserError(
+            f'dataset_path "{folder}" has pictures, and the file {file.name}, which is read in their place, and which '
+            'has no column "image" or "images". To ask about the pictures, move it out of the folder; to ask about its '
+            "rows, name it as --dataset_path, or the column of their pictures by --columns image=NAME"
+        )
 
 
 def _file_source(file: Path, split: str | None, names: ColumnNames) -> Source:
