@@ -112,7 +112,9 @@ def test_a_source_that_is_added_to_a_finished_run_computes_itself_alone(config, 
     assert worker.run(config(questions)) == 0
     before = units_of(work)
     loaded.clear()
-    settings = config(questions, rewards="contrast,implicit,yesno", **judge)
+    (tmp_path / "asked.txt").write_text("{question} {answer} Right?")
+    asked = {"yesno_template": str(tmp_path / "asked.txt")}
+    settings = config(questions, rewards="contrast,implicit,yesno", **judge, **asked)
     assert worker.run(settings) == 0
     after = units_of(work)
     assert before.items() <= after.items()
@@ -121,6 +123,7 @@ def test_a_source_that_is_added_to_a_finished_run_computes_itself_alone(config, 
     told = json.loads((work / "run.json").read_text())
     assert told["config"]["yesno_model_path"] == settings.yesno_model_path
     assert told["config"]["rewards"] == "contrast,implicit,yesno"
+    assert told["config"].items() >= asked.items()
 
 
 def test_given_answers_are_judged_without_an_instruct_model(config, questions, judge, loaded, tmp_path):
