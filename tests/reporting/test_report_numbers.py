@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import io
 import json
-import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -106,24 +105,6 @@ def test_disagreement_is_the_distance_of_a_pairs_places():
     one, other = np.array([0.0, 1, 2, 3, 4]), np.array([40.0, 1, 2, 3, -9])
     assert agreement.disagreement([one, other]).tolist() == [1.0, 0, 0, 0, 1.0]
     assert np.isnan(agreement.disagreement([one[:1], np.array([np.nan])])).all()
-
-
-def test_a_histogram_has_every_number_in_a_bin():
-    values = np.array([0.0] * 50 + [1.0] * 49 + [1000.0])
-    edges = charts.bin_edges(values)
-    assert len(edges) == charts.NUM_BINS + 1
-    assert charts.bin_edges(np.array([2, 2, 3])).tolist() == [1.5, 2.5, 3.5]
-    drawn = charts.histogram([charts.Series("<b>", values, "kept")], "A & B")
-    assert "<b>" not in drawn
-    assert "A &amp; B" in drawn
-    heights = [float(y) for y in re.findall(r",([\d.]+)", re.search(r'points="([^"]*)"', drawn)[1])]
-    assert min(heights) == charts.TOP
-    # The outermost ones are in the bins at the edges: 50 and 151 of 201, between the lines at 160 and at 8.
-    values = np.array([-1000.0] + [0.0] * 49 + [1.0] * 150 + [1000.0])
-    drawn = charts.histogram([charts.Series("kept", values, "kept")], "outliers")
-    heights = [float(y) for y in re.findall(r",([\d.]+)", re.search(r'points="([^"]*)"', drawn)[1])]
-    assert (heights[1], heights[-2]) == (pytest.approx(160 - 152 * 50 / 151, abs=0.05), 8.0)
-    assert not charts.histogram([charts.Series("none", np.array([np.nan]), "kept")], "none")
 
 
 def test_fewer_than_two_hundred_numbers_are_all_in_their_places():
@@ -330,19 +311,6 @@ def test_a_comparison_shows_the_pairs_that_one_alone_keeps(tmp_path):
     assert [pair["number"] for pair in page.pairs] == list(range(len(page.pairs)))
     told = [text.strip() for text in page.texts]
     assert told[told.index("in both, the same answer chosen") + 1] == str(len(kept[0] & kept[1]))
-
-
-@pytest.mark.parametrize(("count", "ticks"), [(21, [10, 21]), (8, [4, 8]), (3, [1, 3]), (1, [1]), (2001, [1000, 2001])])
-def test_an_axis_of_counts_has_whole_numbers_where_they_stand(count, ticks):
-    drawn = charts.histogram([charts.Series("kept", np.ones(count), "kept")], "Margins")
-    heights = [float(y) for y in re.findall(r'class="grid"[^>]*y1="([^"]*)"', drawn)]
-    told = [int(text.replace(",", "")) for text in re.findall(r'text-anchor="end">([^<]*)<', drawn)]
-    assert told == ticks
-    [base] = map(float, re.findall(r'class="axis"[^>]*y1="([^"]*)"', drawn))
-    # To the tenth of a pixel that is written.
-    assert [(base - y) / (base - heights[-1]) for y in heights] == pytest.approx(
-        [one / count for one in ticks], abs=2e-3
-    )
 
 
 def test_the_numbers_of_pairs_are_read_without_a_second_copy_of_all(tmp_path):
