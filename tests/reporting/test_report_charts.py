@@ -1,4 +1,4 @@
-"""The charts of the report: bins, and the numbers at their axes."""
+"""The charts of the report: bins, means, and the numbers at their axes."""
 
 import re
 
@@ -37,3 +37,27 @@ def test_an_axis_of_counts_has_whole_numbers_where_they_stand(count, ticks):
     assert [(base - y) / (base - heights[-1]) for y in heights] == pytest.approx(
         [one / count for one in ticks], abs=2e-3
     )
+
+
+def test_fewer_than_two_hundred_numbers_are_all_in_their_places():
+    """One of 77 is more than half a percent."""
+    edges = charts.bin_edges(np.array([0.0] + [0.4 + 0.0079 * at for at in range(76)]))
+    assert (edges[0], edges[-1]) == (0.0, pytest.approx(0.9925))
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ([0.00001, 0.00003], "+2e-05"),
+        ([-0.0031, -0.0033], "-0.0032"),
+        ([0.25, 1.0], "+0.625"),
+        ([4e15, 6e15], "+5e+15"),
+        ([0.0, 0.0], "+0.000"),
+        # Added up one by one, they leave 6e-17.
+        ([0.1, 0.2, -0.3], "+0.000"),
+    ],
+)
+def test_a_mean_of_any_size_is_told_by_figures_that_count(values, told):
+    drawn = charts.histogram([charts.Series("kept", np.array(values), "kept")], "Margins")
+    assert f"<span>mean {told}</span>" in drawn
+    assert f"mean {told} of {len(values)}" in drawn

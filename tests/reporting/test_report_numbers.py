@@ -1,4 +1,4 @@
-"""The numbers of the report: which pairs it shows, how far rewards agree, charts, and what two pairings share."""
+"""The numbers of the report: which pairs it shows, how far rewards agree, and what two pairings share."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ from data_engine import schemas
 from data_engine.preferences.funnel import Funnel
 from data_engine.questions import images
 from data_engine.questions.conversation import Conversation, Message
-from data_engine.reporting import agreement, charts, choice, facts
+from data_engine.reporting import agreement, choice, facts
 from data_engine.reporting.answers import Answers
 from data_engine.reporting.compare import comparison_text, funnel_table, joined, overlap
 from data_engine.reporting.gallery import PageData, _fit
@@ -105,30 +105,6 @@ def test_disagreement_is_the_distance_of_a_pairs_places():
     one, other = np.array([0.0, 1, 2, 3, 4]), np.array([40.0, 1, 2, 3, -9])
     assert agreement.disagreement([one, other]).tolist() == [1.0, 0, 0, 0, 1.0]
     assert np.isnan(agreement.disagreement([one[:1], np.array([np.nan])])).all()
-
-
-def test_fewer_than_two_hundred_numbers_are_all_in_their_places():
-    """One of 77 is more than half a percent."""
-    edges = charts.bin_edges(np.array([0.0] + [0.4 + 0.0079 * at for at in range(76)]))
-    assert (edges[0], edges[-1]) == (0.0, pytest.approx(0.9925))
-
-
-@pytest.mark.parametrize(
-    ("values", "told"),
-    [
-        ([0.00001, 0.00003], "+2e-05"),
-        ([-0.0031, -0.0033], "-0.0032"),
-        ([0.25, 1.0], "+0.625"),
-        ([4e15, 6e15], "+5e+15"),
-        ([0.0, 0.0], "+0.000"),
-        # Added up one by one, they leave 6e-17.
-        ([0.1, 0.2, -0.3], "+0.000"),
-    ],
-)
-def test_a_mean_of_any_size_is_told_by_figures_that_count(values, told):
-    drawn = charts.histogram([charts.Series("kept", np.array(values), "kept")], "Margins")
-    assert f"<span>mean {told}</span>" in drawn
-    assert f"mean {told} of {len(values)}" in drawn
 
 
 def test_spans_of_a_stage_that_touch_are_one(tmp_path, monkeypatch):
