@@ -23,6 +23,7 @@ DRY_RUN ?=
 # What was skipped, and is held against tests/allowed_skips.txt.
 TEST_RESULTS ?= .pytest_cache/test.xml
 FAMILY_RESULTS ?= .pytest_cache/families.xml
+EMULATED_RESULTS ?= .pytest_cache/emulated.xml
 OLDEST_RESULTS ?= .pytest_cache/oldest.xml
 NEWEST_RESULTS ?= .pytest_cache/newest.xml
 TRAINER_RESULTS ?= .pytest_cache/trainers.xml
@@ -63,8 +64,8 @@ PYTEST = $(BIN)/pytest -q -rs --durations=10 -n $(TEST_WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-models demo-areas run test test-families test-oldest test-newest test-trainers test-vllm \
-	test-browser fuzz test-slow test-long test-slurm chaos prove prove-loop prove-size prove-exports prove-pairs \
-	prove-plan docs lint bench bench-vllm bench-gpu clean
+	test-emulated-gpu test-browser fuzz test-slow test-long test-slurm chaos prove prove-loop prove-size prove-exports \
+	prove-pairs prove-plan docs lint bench bench-vllm bench-gpu clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do \
@@ -192,6 +193,19 @@ test-browser: $(STAMP) docs ## the report and the documentation in a real browse
 fuzz: $(STAMP) ## made-up datasets, answers and flags, more and others than in make test (FUZZ_SEED=n: these again)
 	FUZZ_TIMES=$(FUZZ_TIMES) $(TEST_ENV) $(PYTEST) --hypothesis-seed=$(FUZZ_SEED) \
 		tests/project/test_fuzz.py tests/preferences/test_words.py tests/commands/test_config.py $(PYTEST_ARGS)
+
+# What is written for CUDA runs there by the CPU, emulated: streams, graphs, copies that do not wait, kernels by their
+# formulas. Left out is what asks whether a card's own products keep bits, at a size that takes a card. Of each family,
+# rows that are refilled and the scores of two questions (all: PYTEST_ARGS="-k ''").
+EMULATED = graphs merged_on_cuda on_cuda prompts_on_cuda release_on_cuda towers_on_cuda
+EMULATED_CHOICE = not families and not wide and not bits_of_each and not comes_out_the_same or refilled \
+	or log_probs and (two or system)
+test-emulated-gpu: $(STAMP) $(FAMILIES) ## the code for CUDA on a GPU that the CPU emulates (needs g++)
+	FAMILY_DEVICE=cuda PYTHONPATH=$(CURDIR):$(abspath $(FAMILIES)) $(TEST_ENV) $(PYTEST) -p tests.emulated_cuda.plugin \
+		--junitxml=$(EMULATED_RESULTS) -m "not slow and not releases" -k "$(EMULATED_CHOICE)" tests/emulated_cuda \
+		$(EMULATED:%=tests/gpu/test_%.py) tests/families/test_family_sampling.py tests/families/test_family_scoring.py \
+		$(PYTEST_ARGS)
+	$(BIN)/python tests/check_skips.py $(EMULATED_RESULTS)
 
 test-slow: $(STAMP) ## the longer proofs: kills, shards, worlds of 1, 2 and 3 ranks
 	$(TEST_ENV) $(PYTEST) -m "slow and not long" $(PYTEST_ARGS)
