@@ -14,6 +14,7 @@ from data_engine.commands.arguments import parse
 from data_engine.planning import measure
 from data_engine.planning.found import Found
 from data_engine.planning.timed import Spent, Timed
+from data_engine.processes.ranks import Ranks
 from data_engine.questions.dataset import open_questions
 from data_engine.stages import SAMPLING
 from data_engine.store import units
@@ -59,7 +60,8 @@ def test_nothing_is_measured_where_something_is_wrong_and_all_of_it_is_told(job,
 
 
 @pytest.mark.parametrize(("device", "processes"), [("cpu", [(0, 2), (1, 2)]), ("cuda", [(0, 1)])])
-def test_ranks_that_share_processors_are_timed_beside_each_other(job, monkeypatch, device, processes):
+@pytest.mark.parametrize("machines", [1, 3])
+def test_ranks_that_share_processors_are_timed_beside_each_other(job, monkeypatch, device, processes, machines):
     started = []
 
     def start(found, rank, together, folder, budget_s):
@@ -68,7 +70,7 @@ def test_ranks_that_share_processors_are_timed_beside_each_other(job, monkeypatc
     monkeypatch.setattr(measure, "_start", start)
     monkeypatch.setattr(measure, "_results", lambda children: sys.exit("enough"))
     with pytest.raises(SystemExit, match="enough"):
-        measure.measure(Found(parse(job), heavy={"device": device}), 2)
+        measure.measure(Found(parse(job), heavy={"device": device}), Ranks(0, 2 * machines, 0, 2))
     assert started == processes
 
 
@@ -84,7 +86,7 @@ def test_ranks_that_do_not_get_their_processors_are_told_of(job, monkeypatch, se
     monkeypatch.setattr(measure, "_start", lambda *_: None)
     monkeypatch.setattr(measure, "_results", lambda children: [result] * len(children))
     found = Found(config, questions=open_questions(config), heavy={"device": "cpu"})
-    assert measure.measure(found, 2)["processor_share"] == seconds / 8
+    assert measure.measure(found, Ranks(0, 2, 0, 2))["processor_share"] == seconds / 8
     assert [told for told in found.warnings if "had 25% of their 2 processors" in told] == found.warnings
     assert bool(found.warnings) == warned
 

@@ -20,6 +20,7 @@ from data_engine.job.earlier import incomplete
 from data_engine.models.sharding import placement
 from data_engine.planning.found import FirstRows, Found, Problem
 from data_engine.processes import ranks
+from data_engine.processes.ranks import Ranks
 from data_engine.questions.dataset import open_questions
 from data_engine.stages import RunStages
 
@@ -272,12 +273,15 @@ def test_flags_that_change_nothing_beside_others_are_warned_of(job, tmp_path, ca
 
 
 def test_a_model_that_leaves_no_room_to_work_in_is_warned_of(job, capsys, monkeypatch):
-    """On a CPU half of the memory, at most."""
+    """On a CPU half of the memory, at most, which the ranks of a machine share: not those of another one."""
     size = told(capsys, *words(job))["plan"]["memory"]["weights_bytes"]
-    for memory, is_told in ((3 * size // 2, True), (2 * size, False)):
+    for machines, memory, is_told in (("1", 3 * size // 2, True), ("1", 2 * size, False), ("2", 2 * size, False)):
+        monkeypatch.setenv("NUM_MACHINES", machines)
         monkeypatch.setattr(placement, "total_memory_bytes", lambda device, memory=memory: memory)
-        warnings = told(capsys, *words(job))["warnings"]
-        assert any("the largest model may not fit: zero3 auto" in one for one in warnings) == is_told
+        found = told(capsys, *words(job))
+        assert found["plan"]["memory"]["world_size"] == found["plan"]["world_size"] == int(machines)
+        assert found["plan"]["memory"]["split"] is False
+        assert any("the largest model may not fit: zero3 auto" in one for one in found["warnings"]) == is_told
 
 
 def test_blank_questions_are_warned_of(job, tmp_path, capsys):
@@ -328,7 +332,7 @@ def test_the_launch_script_shows_all_of_it_once(planted):
 
 
 def test_ranks_are_those_that_the_launch_script_would_start(monkeypatch):
-    for name, machines, expected in (("8", "2", 16), ("2", "", 2), ("", "", 1), ("no", "3", 3)):
+    for name, machines, expected in (("8", "2", (16, 8)), ("2", "", (2, 2)), ("", "", (1, 1)), ("no", "3", (3, 1))):
         monkeypatch.setenv("NUM_PROCESSES", name)
         monkeypatch.setenv("NUM_MACHINES", machines)
-        assert ranks.asked_ranks() == expected
+        assert ranks.asked_ranks() == Ranks(0, expected[0], 0, expected[1])

@@ -37,10 +37,10 @@ def main(argv: Sequence[str]) -> int:
         print(f"{HELP}\n")
     ranks = asked_ranks()
     found = run_checks(read(rest, "validate"), tell="json" not in asked)
-    plan = plan_of(found, ranks)
+    plan = plan_of(found, ranks.world_size)
     if plan is not None:
         shard = (found.config.num_shards, found.config.shard_index)
-        found.warnings += filter(None, (empty_shards(found, *shard), idle_ranks(found, ranks), idle_nodes()))
+        found.warnings += filter(None, (empty_shards(found, *shard), idle_ranks(found, ranks.world_size), idle_nodes()))
     measured = None
     if "measure" in asked and not found.problems:
         # Imported here: most who validate do not measure.

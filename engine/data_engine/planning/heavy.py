@@ -163,10 +163,8 @@ class _Look:
                 line = told(Checked(folder, family), target.dtype)
                 self.told["models"][role] = {"family": family, "weight_bytes": sizes[role], "told": line}
         if sizes:
-            world = self.wanted.world_size
-            ranks = Ranks(world_size=world, local_world_size=world)
             decision = placement.decide(
-                self.config.zero3, max(sizes.values()), ranks, target.device, self.config.memory_fraction
+                self.config.zero3, max(sizes.values()), self.wanted.ranks, target.device, self.config.memory_fraction
             )
             self.told["memory"] = decision.as_json()
             needed = decision.weights_bytes + decision.working_room_bytes
@@ -271,7 +269,7 @@ def _wanted(told: Mapping) -> Wanted:
     # Fields that were wrong have their defaults here, which other fields may contradict.
     config = RunConfig.draft(told["config"], told["wrong"]).config
     found = Found(config, frozenset(told["wrong"]))
-    return Wanted(found, tuple(told["roles"]), told["dataset"], told["answers"], told["bound"], told["world_size"])
+    return Wanted(found, tuple(told["roles"]), told["dataset"], told["answers"], told["bound"], Ranks(**told["ranks"]))
 
 
 def main() -> None:

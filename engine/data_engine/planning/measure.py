@@ -1,8 +1,8 @@
 """`validate --measure`: a few units of the user's own questions, timed as a run would compute them, and what follows.
 
-The processes are those of timed.py: on a CPU as many as the run has ranks, since ranks share its memory and caches, on
-a GPU one. Time to load counts once a rank and model; a unit's time is that of whole units, idle tails and all; ranks
-take units one by one, so that the last one may work alone. No torch here.
+The processes are those of timed.py: on a CPU as many as a machine of the run has ranks, since they share its memory and
+caches, on a GPU one. Time to load counts once a rank and model; a unit's time is that of whole units, idle tails and
+all; ranks take units one by one, so that the last one may work alone. No torch here.
 """
 
 import heapq
@@ -21,7 +21,7 @@ from data_engine.duration import duration
 from data_engine.errors import UserError
 from data_engine.planning import sizes
 from data_engine.planning.found import Found
-from data_engine.processes.ranks import since_start_s
+from data_engine.processes.ranks import Ranks, since_start_s
 from data_engine.store.room import nearest_folder
 
 BUDGET_S = 45.0
@@ -37,21 +37,21 @@ WALL, CPU = 0, 1
 REFRESH_S = 5.0
 
 
-def measure(found: Found, world_size: int) -> dict:
-    """Seconds by stage for so many ranks and for one, device-seconds, and a range of the whole.
+def measure(found: Found, ranks: Ranks) -> dict:
+    """Seconds by stage for as many ranks and for one, device-seconds, and a range of the whole.
 
     Raises UserError for what a run would refuse, and for models that are split.
     """
     checked_s = since_start_s()
     device = found.heavy["device"]
-    together = world_size if device == "cpu" else 1
+    together = ranks.local_world_size if device == "cpu" else 1
     with tempfile.TemporaryDirectory(
         prefix="data-engine-measure-", dir=nearest_folder(Path(found.config.work_dir))
     ) as folder:
         results = _results([_start(found, rank, together, Path(folder), BUDGET_S) for rank in range(together)])
     by_clock, of_processors = (Measured.of(results, clock) for clock in (WALL, CPU))
-    told = extrapolate(found, by_clock, world_size, checked_s)
-    told |= {"processor_seconds": processor_seconds(found, of_processors, world_size)}
+    told = extrapolate(found, by_clock, ranks.world_size, checked_s)
+    told |= {"processor_seconds": processor_seconds(found, of_processors, ranks.world_size)}
     share = of_processors.computing_s / max(by_clock.computing_s, 1e-9) / results[0]["threads"]
     told["processor_share"] = share
     if device == "cpu" and share < BUSY:

@@ -15,7 +15,7 @@ from types import TracebackType
 
 from data_engine.planning.found import Found
 from data_engine.processes.counting import waiting
-from data_engine.processes.ranks import asked_ranks
+from data_engine.processes.ranks import Ranks, asked_ranks
 from data_engine.tables import load
 
 NOT_LOOKED_AT = (
@@ -38,7 +38,8 @@ class Wanted:
     """those of --answers can be used, as far as is known without torch"""
     bound: bool
     """the configuration can be held against that of the work_dir, and nothing differs that is known without torch"""
-    world_size: int
+    ranks: Ranks
+    """as those that are to be started"""
 
     @classmethod
     def of(cls, found: Found) -> "Wanted":
@@ -51,7 +52,7 @@ class Wanted:
     def as_json(self) -> str:
         told = {"config": asdict(self.found.config), "wrong": sorted(self.found.wrong), "roles": self.roles}
         told |= {"dataset": self.dataset, "answers": self.answers, "bound": self.bound}
-        return json.dumps(told | {"world_size": self.world_size})
+        return json.dumps(told | {"ranks": asdict(self.ranks)})
 
 
 def is_installed() -> bool:

@@ -77,8 +77,8 @@ class Ranks:
                 f"and torch sees {there}: lower NUM_PROCESSES or the sizes"
             )
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        # CUDA takes the names up to the first that is no GPU, as -1 is.
-        names = list(map(str, range(there))) if visible is None else visible.split(",")[:there]
+        # CUDA sees the names up to the first that is no GPU, as -1 is: as many as there are GPUs.
+        names = list(map(str, range(there))) if visible is None else visible.split(",")
         first = self.local_rank * each
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(names[first : first + each])
         return replace(self, group=each)
@@ -254,9 +254,12 @@ def _meet(ranks: Ranks, backend: str) -> None:
         raise LostRankError(f"not all of {ranks.world_size} ranks came to {place}: {first}") from None
 
 
-def asked_ranks() -> int:
-    """How many ranks a job will have, by the variables that launch/run_engine.sh takes and sets; 1 without them."""
-    return _asked("NUM_PROCESSES") * asked_machines()
+def asked_ranks() -> Ranks:
+    """The first rank of a job that is to be started, by the variables that launch/run_engine.sh takes and sets; without
+    them, one rank of one.
+    """
+    here = _asked("NUM_PROCESSES")
+    return Ranks(world_size=here * asked_machines(), local_world_size=here)
 
 
 def asked_machines() -> int:
@@ -287,8 +290,9 @@ def is_launched() -> bool:
 def num_threads(threads: int | None, ranks: Ranks) -> int:
     """CPU threads of a rank: as asked, else OMP_NUM_THREADS, else an equal share of the cores."""
     from_environment = os.environ.get("OMP_NUM_THREADS", "")
-    if threads is None and from_environment.isdigit() and int(from_environment):
+    if threads is None and from_environment.isdecimal():
         threads = int(from_environment)
+    # 0 threads are none that were asked for.
     return threads or max(1, cpu_limit.num_cores() // ranks.local_world_size)
 
 
