@@ -44,11 +44,23 @@ def test_the_least_quota_of_the_groups_of_a_process_counts(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize(("ranks", "threads"), [(1, 4), (2, 2), (8, 1)])
-def test_ranks_share_the_cores_of_the_quota(monkeypatch, ranks, threads):
+def test_the_ranks_of_a_machine_share_the_cores_of_the_quota(monkeypatch, ranks, threads):
+    """Those of another machine, of which there are as many, have its cores."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(cpu_limit, "num_cores", lambda: 4)
-    assert num_threads(None, Ranks(local_world_size=ranks, world_size=ranks)) == threads
-    assert num_threads(3, Ranks(local_world_size=ranks, world_size=ranks)) == 3
+    place = Ranks(local_world_size=ranks, world_size=2 * ranks)
+    assert num_threads(None, place) == threads
+    assert num_threads(3, place) == 3
+
+
+def test_threads_are_those_of_the_flag_before_those_of_the_environment(monkeypatch):
+    monkeypatch.setattr(cpu_limit, "num_cores", lambda: 4)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert [num_threads(asked, Ranks()) for asked in (None, 3)] == [2, 3]
+    # No number of threads.
+    for value in ("0", "", "many"):
+        monkeypatch.setenv("OMP_NUM_THREADS", value)
+        assert num_threads(None, Ranks()) == 4
 
 
 def test_the_number_is_printed_for_the_launch_script():

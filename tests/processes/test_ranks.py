@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -11,13 +12,15 @@ import torch
 from data_engine.errors import UserError
 from data_engine.models.device import pick_device
 from data_engine.processes.ranks import Ranks, join_process_group, set_device
+from data_engine.processes.signals import interrupted_by_signals
 
 WAIT = """
 import sys, time
 from data_engine.processes import signals
 from data_engine.processes.exit_report import announce
 from data_engine.processes.signals import Stopped
-signals.AGAIN_S = 0.5
+# Where nothing hides it, it is raised once, and in time.
+signals.AGAIN_S = 0.5 if sys.argv[2] == "hiding" else 600
 stop = signals.Stop(grace_s=float(sys.argv[1])).listen()
 announce()
 print("ready", flush=True)
@@ -26,6 +29,13 @@ try:
         while not stop.wanted:
             time.sleep(0.01)
         print(stop.wanted, flush=True)
+        sys.exit()
+    if sys.argv[2] == "polled":
+        stop.polled = True
+        assert not stop.overdue(), "nothing came"
+        while not stop.overdue():
+            time.sleep(0.01)
+        print("overdue", flush=True)
         sys.exit()
     if sys.argv[2] == "hiding":
         try:
@@ -80,10 +90,34 @@ def test_a_hang_up_that_nohup_ignores_stops_nothing():
         assert process.communicate(timeout=30)[0] == "SIGUSR1\n"
 
 
+def test_a_command_under_nohup_goes_on_where_its_terminal_hangs_up():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interrupted_by_signals():
+            signal.raise_signal(signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_behind_a_command_no_alarm_comes():
+    """One that was set for an exception that Python dropped would end the process."""
+    with interrupted_by_signals():
+        signal.setitimer(signal.ITIMER_REAL, 600)
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
 def test_a_unit_that_outlasts_the_grace_time_is_dropped():
     with start(0.2, "busy") as process:
         process.send_signal(signal.SIGTERM)
         assert process.communicate(timeout=30)[0] == "dropped\n"
+
+
+def test_a_rank_in_lock_step_is_never_interrupted_and_asks_whether_its_grace_time_is_over():
+    """Within a call that it makes together with others, it would leave them waiting."""
+    with start(0.2, "polled") as process:
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=30)[0] == "overdue\n"
 
 
 def test_a_dropped_unit_that_hides_the_drop_is_dropped_again():
@@ -152,17 +186,23 @@ def test_the_exit_code_of_a_command_is_its_own_where_a_signal_comes_while_a_text
     assert subprocess.run([sys.executable, "-m", "importing"], cwd=tmp_path, check=False).returncode == 75
 
 
-def test_another_exception_in_a_destructor_is_printed_as_ever():
+def test_another_exception_in_a_destructor_is_printed_as_ever_and_nothing_is_changed_behind_the_work():
     code = """if True:
+        import signal, sys
         from data_engine.processes.signals import Stop
         class Broken:
             def __del__(self):
                 raise ValueError("broken")
-        Stop(grace_s=1).listen()
+        before = sys.unraisablehook
+        stop = Stop(grace_s=600).listen()
         Broken()
+        signal.raise_signal(signal.SIGTERM)
+        stop.disarm()
+        print(sys.unraisablehook is before, signal.getitimer(signal.ITIMER_REAL))
     """
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert "ValueError: broken" in done.stderr
+    assert done.stdout == "True (0.0, 0.0)\n"
 
 
 @pytest.mark.parametrize("signalled", ["before", "inside"])
@@ -198,6 +238,14 @@ def test_ranks_come_from_what_torchrun_sets(monkeypatch):
     for name, value in {"RANK": 5, "WORLD_SIZE": 8, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 4}.items():
         monkeypatch.setenv(name, str(value))
     assert Ranks.from_environment() == Ranks(5, 8, 1, 4)
+
+
+def test_a_process_knows_how_long_ago_it_was_started():
+    code = "from data_engine.processes.ranks import since_start_s; print(since_start_s())"
+    before = time.monotonic()
+    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    # The system tells hundredths.
+    assert 0 < float(told) < time.monotonic() - before + 0.02
 
 
 def test_a_process_without_a_launcher_is_alone(monkeypatch):
@@ -240,8 +288,11 @@ def test_ranks_that_cannot_find_each_other_are_refused(monkeypatch, given, lacks
     assert f"a split model takes all ranks, and the environment lacks {lacks}" in str(caught.value)
 
 
-def test_fewer_ranks_than_asked_for_is_an_error_that_names_the_trap(monkeypatch, tmp_path):
+@pytest.mark.parametrize("machines", [1, 2])
+def test_fewer_ranks_than_asked_for_is_an_error_that_names_the_trap(monkeypatch, tmp_path, machines):
+    """Of each machine: the ranks of another one are not among those that were asked for here."""
     monkeypatch.setenv("NUM_PROCESSES", "2")
+    monkeypatch.setenv("WORLD_SIZE", str(machines))
     monkeypatch.setenv("DATA_ENGINE_EXIT_FILE", str(tmp_path / "exit"))
     with pytest.raises(UserError, match=r"2 ranks were asked for, 1 started.*MULTI_GPU"):
         Ranks.from_environment()

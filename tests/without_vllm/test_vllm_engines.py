@@ -67,12 +67,14 @@ def test_each_rank_sees_its_own_group_of_gpus(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    second = ranks.Ranks(1, 2, 1, 2).with_gpus(2)
+    # The second of the second machine.
+    second = ranks.Ranks(3, 4, 1, 2).with_gpus(2)
     assert ranks.os.environ["CUDA_VISIBLE_DEVICES"] == "2,3"
     assert second.device("auto") == "cuda:0"
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,6,7")
-    ranks.Ranks(1, 2, 1, 2).with_gpus(2)
-    assert ranks.os.environ["CUDA_VISIBLE_DEVICES"] == "6,7"
+    for rank, seen in ((1, "6,7"), (0, "3,5")):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,6,7")
+        ranks.Ranks(rank, 2, rank, 2).with_gpus(2)
+        assert ranks.os.environ["CUDA_VISIBLE_DEVICES"] == seen
     # CUDA sees the names before the first that is no GPU.
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,-1,6")
@@ -90,12 +92,19 @@ def test_gpus_that_make_no_whole_engine_are_told(capsys):
 
 
 def test_another_librarys_processes_see_nothing_of_the_launcher(monkeypatch):
-    told = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "TORCHELASTIC_USE_AGENT_STORE": "True", "OTHER": "x"}
+    told = {
+        "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "a",
+        "MASTER_PORT": "1", "TORCHELASTIC_USE_AGENT_STORE": "True", "GROUP_RANK": "0", "ROLE_RANK": "1",
+        "ACCELERATE_MIXED_PRECISION": "no", "OTHER": "x",
+    }  # fmt: skip
     for name, value in told.items():
         monkeypatch.setenv(name, value)
-    with ranks.unlaunched(OTHER="y", NEW="z"):
+    with ranks.unlaunched("SET", OTHER="y", NEW="z"):
         inside = {name: ranks.os.environ.get(name) for name in (*told, "NEW")}
+        # By the body, or by what it calls.
+        ranks.os.environ["SET"] = "1"
     assert inside == dict.fromkeys(told) | {"OTHER": "y", "NEW": "z"}
+    assert "SET" not in ranks.os.environ
     assert {name: ranks.os.environ.get(name) for name in (*told, "NEW")} == told | {"NEW": None}
 
 
