@@ -14,6 +14,7 @@ from prompts import prefix
 from safetensors.torch import load_file
 
 from data_engine import load_model, score_answers
+from data_engine.models.checkpoints.checkpoint import content_files
 from data_engine.models.checkpoints.json_files import ModelError
 from data_engine.models.native.llava_config import read_config
 
@@ -43,6 +44,22 @@ def assert_same_model(folder: Path, instruct, image) -> None:
 def test_pytorch_bin_shards_with_an_index(folder, instruct, golden_images):
     save_as_bins(folder)
     assert_same_model(folder, instruct, golden_images[0])
+
+
+def test_every_file_of_which_a_number_may_depend_is_in_the_fingerprint(folder):
+    """By the names that transformers writes and reads, in folders of any family."""
+    shaping = (
+        "config.json", "generation_config.json", "tokenizer.model", "tokenizer.json", "tokenizer_config.json",
+        "spiece.model", "sentencepiece.bpe.model", "qwen.tiktoken", "added_tokens.json", "special_tokens_map.json",
+        "vocab.json", "vocab.txt", "merges.txt", "preprocessor_config.json", "processor_config.json",
+        "video_preprocessor_config.json", "chat_template.json", "chat_template.jinja",
+        "additional_chat_templates/tool_use.jinja", "conversation.py", "value_head.safetensors",
+    )  # fmt: skip
+    (folder / "additional_chat_templates").mkdir()
+    for name in (*shaping, "README.md", "training_args.bin", "trainer_state.json", ".gitattributes"):
+        (folder / name).touch()
+    weights = [file.name for file in folder.glob("model*.safetensors")]
+    assert {str(file.relative_to(folder)) for file in content_files(folder)} == {*shaping, *weights}
 
 
 def test_a_bin_file_that_would_run_code_is_refused(folder):

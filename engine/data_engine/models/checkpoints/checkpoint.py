@@ -35,9 +35,9 @@ from data_engine.store.file_hashes import HashFiles
 # Besides the weights: configuration, tokenizer, processor, chat template, which InternVL's own layout has in
 # conversation.py, and the head of a reward model. An index of shards says only which file holds a weight.
 CONTENT = (
-    "config.json", "generation_config.json", "tokenizer*", "added_tokens.json", "special_tokens_map.json", "vocab.*",
-    "merges.txt", "value_head.*", "*processor_config.json", "chat_template*", "additional_chat_templates/*",
-    "conversation.py",
+    "config.json", "generation_config.json", "tokenizer*", "*.model", "*.tiktoken", "added_tokens.json",
+    "special_tokens_map.json", "vocab.*", "merges.txt", "value_head.*", "*processor_config.json", "chat_template*",
+    "additional_chat_templates/*", "conversation.py",
     # Of a folder of links, see adapter_folder.py.
     ".adapter/adapter_config.json", ".adapter/adapter_model.*", ".adapter/non_lora_trainables.bin",
 )  # fmt: skip
