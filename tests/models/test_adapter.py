@@ -10,6 +10,7 @@ import torch
 from folders import edit, replace_weights, weights
 
 from data_engine.models import family_class
+from data_engine.models.checkpoints.adapter import Adapter
 from data_engine.models.checkpoints.adapter_folder import model_folder
 from data_engine.models.native.llava import TOWER_NAMES
 from data_engine.models.registry import family_of
@@ -119,7 +120,8 @@ def test_an_omnilmm_its_tower_and_resampler_included(goldens, tmp_path):
     assert_same(parameters(adapter), parameters(whole(base, tmp_path / "whole", changed)))
 
 
-def test_ranks_and_factors_by_patterns_of_modules(goldens, tmp_path):
+@pytest.mark.parametrize("by_root", [False, True], ids=["", "rslora"])
+def test_ranks_and_factors_by_patterns_of_modules(goldens, tmp_path, by_root):
     base = goldens / "llava/reward"
     names = ("model.layers.0.self_attn.q_proj.weight", "model.layers.1.self_attn.q_proj.weight",
              "model.layers.0.self_attn.v_proj.weight", "model.layers.1.mlp.up_proj.weight")  # fmt: skip
@@ -127,12 +129,25 @@ def test_ranks_and_factors_by_patterns_of_modules(goldens, tmp_path):
     # The first pattern that fits counts; one that has only a part of a module's name does not.
     ranks = {"layers.1.self_attn.q_proj": 7, "q_proj": 2, "proj": 40}
     alphas = {r"model.layers.\d.self_attn.v_proj": 9.5, "^up_proj": 11}
-    each = dict(zip(names, ((2, 5 / 2), (7, 5 / 7), (3, 9.5 / 3), (3, 5 / 3)), strict=True))
+    each = dict(zip(names, ((2, 5), (7, 5), (3, 9.5), (3, 5)), strict=True))
     pairs = {name: adapters.matrices({name: found[name]}, each[name][0])[name] for name in names}
-    settings = {"rank_pattern": ranks, "alpha_pattern": alphas}
+    settings = {"rank_pattern": ranks, "alpha_pattern": alphas, "use_rslora": by_root}
     adapter = adapters.write(tmp_path / "adapter", base, adapters.stored(pairs), **settings)
-    changed = {name: adapters.added(found[name], *pairs[name], each[name][1]) for name in names}
+    scales = {name: alpha / (math.sqrt(rank) if by_root else rank) for name, (rank, alpha) in each.items()}
+    changed = {name: adapters.added(found[name], *pairs[name], scales[name]) for name in names}
     assert_same(parameters(adapter), parameters(whole(base, tmp_path / "whole", changed)))
+
+
+def test_a_pattern_may_have_the_name_that_a_module_has_in_the_model_now(goldens, tmp_path):
+    """Releases of transformers that rename modules save an adapter's tensors under the former names."""
+    base = goldens / "llava/reward"
+    name = "model.layers.0.self_attn.q_proj.weight"
+    stored = adapters.stored(adapters.matrices({name: weights(base)[name]}, 2))
+    patterns = {"rank_pattern": {"decoder.layers.0.self_attn.q_proj": 2}, "alpha_pattern": {"decoder.*": 7}}
+    adapter = adapters.write(tmp_path / "adapter", base, stored, **patterns)
+    renamed = name.replace("model.", "decoder.")
+    [change] = Adapter.of(model_folder(str(adapter))).changes({renamed: (64, 64)}, lambda _: renamed).values()
+    assert change.scale == 7 / 2
 
 
 def test_modules_that_were_trained_whole_and_tables_of_embeddings(goldens, tmp_path):

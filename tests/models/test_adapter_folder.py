@@ -77,6 +77,21 @@ def test_pixels_are_made_by_the_adapters_processor_whichever_release_saved_the_b
     assert json.loads((tmp_path / "b/processor_config.json").read_text()) == own
 
 
+def test_a_message_about_a_file_of_the_links_names_that_of_the_adapter_or_of_its_base(tmp_path):
+    for name in "ab":
+        (tmp_path / name / "additional_chat_templates").mkdir(parents=True)
+        (tmp_path / name / "additional_chat_templates/tool.jinja").touch()
+    (tmp_path / "b/config.json").touch()
+    folder = laid_together(tmp_path / "a", tmp_path / "b")
+    told = adapter_folder.with_real_places(
+        f"{folder}/additional_chat_templates/tool.jinja: of {folder}/config.json, and of none in {folder}"
+    )
+    a, b = tmp_path / "a", tmp_path / "b"
+    assert (
+        told == f"{a}/additional_chat_templates/tool.jinja: of {b}/config.json, and of none in {a} (an adapter of {b})"
+    )
+
+
 def test_peft_where_it_is_installed_finds_nothing_to_merge_once_more(adapter, base):
     folder = model_folder(str(adapter))
     assert not (folder / "adapter_config.json").exists()

@@ -164,12 +164,15 @@ def test_embeddings_that_are_the_head_as_well(adapter, goldens, tmp_path):
         change(adapter, lambda tensors, name=name: tensors.pop(f"base_model.model.{name}.weight"))
 
 
-def test_whole_weights_beside_an_adapter(adapter, base, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "weights"), [("reward", "model.safetensors"), ("instruct", "model.safetensors.index.json")]
+)
+def test_whole_weights_beside_an_adapter(adapter, goldens, tmp_path, name, weights):
     """Until now such an adapter was ignored without a word; nothing tells whether it is merged already."""
-    both = shutil.copytree(base, tmp_path / "both")
+    both = shutil.copytree(goldens / "llava" / name, tmp_path / "both")
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         shutil.copy(adapter / name, both)
-    said = f"{both} holds whole weights (model.safetensors) and an adapter (adapter_config.json), and nothing says"
+    said = f"{both} holds whole weights ({weights}) and an adapter (adapter_config.json), and nothing says"
     assert_refused(both, said)
     edit(adapter / "adapter_config.json", base_model_name_or_path=str(both))
     assert_refused(adapter, said)
@@ -276,8 +279,17 @@ def test_the_commands_end_with_2_and_no_traceback(adapter, goldens, tmp_path, ca
 
 def test_nothing_is_left_of_the_folders_of_links(adapter):
     module = "data_engine.models.checkpoints.adapter_folder"
-    code = f"import sys; from {module} import model_folder; print(model_folder(sys.argv[1]))"
+    code = f"""if True:
+        import os, sys
+        from {module} import model_folder
+        folder = model_folder(sys.argv[1])
+        if (forked := os.fork()) == 0:
+            sys.exit()
+        os.waitpid(forked, 0)
+        print(folder.exists(), folder, end="")
+    """
     done = subprocess.run([sys.executable, "-c", code, str(adapter)], capture_output=True, text=True, check=True)
-    made = done.stdout.strip()
+    was_there, made = done.stdout.split(" ", 1)
+    assert was_there == "True", "the end of a forked process is not that of the process"
     assert made.startswith(tempfile.gettempdir())
     assert not Path(made).exists()

@@ -4,7 +4,6 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from data_engine import stages
 from data_engine.planning import sizes
 from data_engine.planning.found import Found
 from data_engine.plural import plural
@@ -90,7 +89,7 @@ def empty_shards(found: Found, num_shards: int, shard_index: int | None = None) 
 def idle_ranks(found: Found, world_size: int) -> str | None:
     """A warning where there are more ranks than units."""
     left = [len(numbers) for numbers in sizes.units_left(found).values()]
-    if not left or not max(left) or max(left) >= world_size or found.config.stop_after_stage < stages.SAMPLE:
+    if not left or not max(left) or max(left) >= world_size:
         return None
     told = f"{world_size} ranks have {plural(max(left), 'unit')} to share: {world_size - max(left)} will be idle"
     return told if _is_bound(found) else f"{told}; lower --unit_size"

@@ -57,7 +57,7 @@ def _times(stat: Path, cores: Collection[int]) -> dict[int, tuple[int, int]]:
     found = {}
     for name, *values in map(str.split, filter(None, lines)):
         number = name.removeprefix("cpu")
-        if number.isdecimal() and int(number) in cores and name != number:
+        if number.isdecimal() and int(number) in cores:
             # user, nice, system, idle, iowait, irq, softirq, steal; guest time is in user time.
             ticks = list(map(int, values[:8]))
             found[int(number)] = (ticks[3] + ticks[4], sum(ticks))
