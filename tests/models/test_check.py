@@ -1,5 +1,6 @@
 """What is wrong with a checkpoint is told before the work, from headers alone, as loading would tell it."""
 
+import json
 import shutil
 import struct
 from pathlib import Path
@@ -66,6 +67,16 @@ def test_a_git_lfs_pointer_in_the_place_of_a_bin_is_named_as_such(folder, kind):
     assert_refused(folder, f"pytorch_model.{kind} is a Git LFS pointer", "git lfs pull")
 
 
+def repeat_first(file: Path) -> None:
+    content = file.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header = content[8 : 8 + length].decode()
+    name, told = next((name, told) for name, told in json.loads(header).items() if name != "__metadata__")
+    text = f"{{{json.dumps(name)}: {json.dumps(told)}, {header[1:]}".encode()
+    file.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
+
+
+HELD_BY_THE_FIRST = "model.embed_tokens.weight"
 WRONG_FILES = [
     (lambda f: (f / SHARD).unlink(), f"names 1 weight files that are missing: {SHARD}"),
     (lambda f: (f / SHARD).write_bytes(b""), f"{SHARD} is empty"),
@@ -79,6 +90,9 @@ WRONG_FILES = [
     (lambda f: set_header(f / SHARD, lambda h: first(h).update(dtype="F17")), "its header does not describe"),
     (lambda f: set_header(f / SHARD, lambda h: first(h).update(shape=[-1, 64])), "its header does not describe"),
     (lambda f: set_header(f / SHARD, lambda h: first(h).update(shape=[1])), "has shape [1] in"),
+    (lambda f: set_header(f / SHARD, lambda h: first(h).update(data_offsets=[0])), "its header does not describe"),
+    (lambda f: set_header(f / SHARD, lambda h: first(h).update(data_offsets=[0, 4, 8])), "its header does not desc"),
+    (lambda f: repeat_first(f / SHARD), "a name stands in the header twice"),
     (lambda f: set_header(f / SHARD, without_first), "of the weights, expected 0"),
     (lambda f: (f / INDEX).write_text("{"), f"{INDEX} cannot be read as JSON"),
     (lambda f: (f / INDEX).write_text("{}"), f"{INDEX} has no weight_map"),
@@ -89,6 +103,7 @@ WRONG_FILES = [
     (lambda f: set_weight_map(f, x=str(f / SHARD)), "expected the name of a file beside it"),
     (lambda f: set_weight_map(f, x=".."), "expected the name of a file beside it"),
     (lambda f: set_weight_map(f, x=SHARD), f"says that {SHARD} holds x, but it does not"),
+    (lambda f: set_weight_map(f, **{HELD_BY_THE_FIRST: SHARD}), f"holds {HELD_BY_THE_FIRST}, but it does not"),
     (lambda f: shutil.copy(f / SHARD, f / "model-00001-of-00002.safetensors"), "stands in two files"),
 ]  # fmt: skip
 
@@ -132,6 +147,8 @@ WRONG_CONFIGS = [
     (config(mm_vision_tower="a\0b"), "mm_vision_tower 'a\\x00b'"),
     (config(mm_vision_tower="x" * 5000), "mm_vision_tower 'xxx"),
     (config(quantization_config={"quant_method": "bitsandbytes"}), "quantization_config (bitsandbytes): quantised"),
+    (config(compression_config={"format": "pack"}), "has a compression_config (of unknown method): quantised"),
+    (config(llm_config={"quantization_config": {"quant_method": "fp8"}}), "quantization_config (fp8): quantised"),
 ]  # fmt: skip
 
 

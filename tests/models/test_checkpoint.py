@@ -14,9 +14,10 @@ from prompts import prefix
 from safetensors.torch import load_file
 
 from data_engine import load_model, score_answers
-from data_engine.models.checkpoints.checkpoint import content_files
+from data_engine.models.checkpoints.checkpoint import content_files, fingerprint
 from data_engine.models.checkpoints.json_files import ModelError
 from data_engine.models.native.llava_config import read_config
+from data_engine.store.file_hashes import hash_files
 
 
 @pytest.fixture
@@ -60,6 +61,10 @@ def test_every_file_of_which_a_number_may_depend_is_in_the_fingerprint(folder):
         (folder / name).touch()
     weights = [file.name for file in folder.glob("model*.safetensors")]
     assert {str(file.relative_to(folder)) for file in content_files(folder)} == {*shaping, *weights}
+    # A file by another name is read in another way.
+    before = fingerprint([folder], hash_files)
+    (folder / "chat_template.jinja").rename(folder / "chat_template.jinja2")
+    assert fingerprint([folder], hash_files) != before
 
 
 def test_a_bin_file_that_would_run_code_is_refused(folder):

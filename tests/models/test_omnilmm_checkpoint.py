@@ -12,6 +12,7 @@ from folders import edit, replace_weights, save_as_bins, weights
 from data_engine import load_model, score_answers
 from data_engine.models.checkpoints.json_files import ModelError
 from data_engine.models.native.eva import heads_of
+from data_engine.models.tokenizer import load_tokenizer
 
 TOKENIZER_FILES = ("added_tokens.json", "tokenizer_config.json", "tokenizer.json")
 
@@ -69,6 +70,18 @@ def test_the_fast_tokenizer_alone_gives_the_same_ids(folder, omni_instruct):
     for text in ("What is it?", " two  spaces ", "line\nline", "</s> <im_patch>", "图片里有什么？", ""):
         assert model.prompt_ids(text) == omni_instruct.prompt_ids(text)
         assert model.answer_ids("What?", text) == omni_instruct.answer_ids("What?", text)
+
+
+@pytest.mark.parametrize("form", ["tokenizer.model", "tokenizer.json"])
+def test_special_tokens_and_ids_beyond_the_vocabulary_have_no_text(folder, form):
+    """A model whose table of embeddings is larger than its tokenizer may draw such an id."""
+    tokenizer = load_tokenizer(folder)
+    ids = tokenizer.encode("a red bus")
+    if form == "tokenizer.json":
+        (folder / "tokenizer.model").unlink()
+        tokenizer = load_tokenizer(folder)
+    unknown, begin, end, beyond = 0, 1, 2, 10**6
+    assert tokenizer.decode([begin, unknown, *ids, beyond, end]) == tokenizer.decode(ids) == "a red bus"
 
 
 def test_the_pad_token_is_never_looked_at_defect_20(folder, goldens, omni_instruct, golden_images):

@@ -90,6 +90,15 @@ def test_a_file_that_this_user_may_not_read_is_told_as_that(folder, name):
     assert done.stdout == f"{folder / name} cannot be read: Permission denied; have it given to this user\n"
 
 
+def test_a_loaded_model_holds_no_file(folder):
+    """A weight that is still mapped would change, or end the process, where another one writes its file. Those of the
+    tower are stored in the dtype of the model.
+    """
+    model = load(folder)
+    assert str(folder.parent) not in Path("/proc/self/maps").read_text()
+    assert model.family == "llava"
+
+
 def save_bin(folder: Path, content: object, **options: object) -> Path:
     for file in folder.glob("model*"):
         file.unlink()

@@ -30,6 +30,9 @@ def test_a_work_dir_of_another_run_names_every_setting_that_differs(job, tmp_pat
     more = {"dataset_path": str(tmp_path / "more.parquet"), "sample_k": "2", "rank": "1", "max_new_tokens": "4"}
     [problem] = told(capsys, *words(job, unit_size="4", **more))["problems"]
     assert f"its dataset has {len(table)} questions, this one {len(table) + 1}" in problem["message"]
+    # One that is no value is held against nothing: neither it, nor the default that stands in its place.
+    [problem] = told(capsys, *words(job, sample_k="2", rank="1", max_new_tokens="0", unit_size="4"))["problems"]
+    assert problem["message"] == "max_new_tokens must be at least 1, got 0"
 
 
 def refused_by_both(capsys, *arguments: str) -> str:

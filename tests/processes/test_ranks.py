@@ -328,6 +328,11 @@ def test_a_rank_tells_the_launch_script_its_process_and_its_code(monkeypatch, tm
     [log] = (tmp_path / "work/logs").iterdir()
     assert log.name.startswith("rank-3-")
     assert json.loads(log.read_text())["exit_code"] == 75
+    # The script has ended, and its folder with it, and the rank ends as it would have.
+    monkeypatch.setenv("DATA_ENGINE_EXIT_FILE", str(tmp_path / "gone/exit"))
+    exit_report.announce()
+    exit_report.report_exit(0, tmp_path / "work")
+    assert [json.loads(line)["exit_code"] for line in log.read_text().splitlines()] == [75, 0]
 
 
 def test_each_rank_works_on_a_gpu_of_its_own_and_more_ranks_than_gpus_are_refused(monkeypatch):

@@ -45,11 +45,11 @@ class Room:
 
         None where this start shows the model no prompt of the first rows, or what it asks for is not known.
         """
-        config, contrast = found.config, stages.CONTRAST.name
+        config = found.config
         if found.wrong & _NEEDED:
             return None
-        # Of the model to train, the stage that samples; contrast has prompts without their pictures.
-        stage = next((one for one in sizes.todo(found) if one.model == role and one.name != contrast), None)
+        # Of the model to train, the one that samples; that of contrast, whose prompts have no pictures, is its last.
+        stage = next((one for one in sizes.todo(found) if one.model == role), None)
         if stage is None:
             return None
         published = units.published(Path(config.work_dir), stage.name)

@@ -11,7 +11,6 @@ from data_engine.errors import Collected, UserError, apart
 from data_engine.flags import FIELD_NAMES
 from data_engine.questions.dataset import Questions
 from data_engine.questions.given_answers import GivenFacts
-from data_engine.stages import SOURCES
 from data_engine.store.file_hashes import TooMuchToHash
 
 # What a user has written, such as a path, may have the name of a flag in it.
@@ -77,9 +76,7 @@ class Found:
     @property
     def further_columns(self) -> tuple[str, ...] | None:
         """As the configuration's. None of them where the flags of a source are wrong: what it reads is not known."""
-        given = {name for source in self.config.stages.sources for name in SOURCES[source].given}
-        known = "sources" not in self.failed and not self.wrong.intersection(given)
-        return self.config.further_columns if known else ()
+        return () if "sources" in self.failed else self.config.further_columns
 
     def known(self, bound: Mapping) -> dict:
         """Bound values without those of fields that are wrong, in whose place defaults stand."""
