@@ -1,6 +1,7 @@
 """The LLaVA family against the reference's numbers on tiny checkpoints in the published layouts."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from data_engine import load_model, score_answers
 from data_engine.models.native.llava import preprocess
 from data_engine.models.tokenizer import SentencePieceTokenizer, load_tokenizer
+from data_engine.questions.conversation import Conversation
 from data_engine.questions.images import BadImage
 from data_engine.rewards import Tokens
 from data_engine.rewards.implicit import token_rewards
@@ -264,3 +266,19 @@ def test_a_tokenizer_is_read_once_and_again_where_its_file_is_another(goldens, t
         shutil.copy(goldens / name / "instruct/tokenizer.model", tmp_path)
         assert load_tokenizer(tmp_path).vocabulary == SentencePieceTokenizer(tmp_path / "tokenizer.model").vocabulary
         assert load_tokenizer(tmp_path) is load_tokenizer(tmp_path)
+    # Of the same size and time, as some tools copy files.
+    file, other = tmp_path / "tokenizer.model", tmp_path / "other"
+    other.write_bytes(file.read_bytes().replace(b"indicating", b"indicatinG"))
+    os.utime(other, ns=(file.stat().st_mtime_ns,) * 2)
+    before = load_tokenizer(tmp_path).vocabulary
+    other.replace(file)
+    assert load_tokenizer(tmp_path).vocabulary != before
+
+
+def test_of_equal_conversations_an_id_stands_behind_what_they_share(instruct, golden_images):
+    """What is scored behind a shared prompt is its continuations."""
+    asked = Conversation.of("Is it red?", 1)
+    shared, tails = instruct.shared_prompt([asked, asked], [golden_images[0]], 64)
+    whole = instruct.prompt(asked, [golden_images[0]], True, 64).ids
+    assert [[*shared.ids, *tail] for tail in tails] == [whole] * 2
+    assert [len(tail) for tail in tails] == [1, 1]

@@ -65,7 +65,11 @@ def test_image_tokens_are_found_in_any_of_the_tokenizers_files(folder, omni_inst
 
 
 def test_the_fast_tokenizer_alone_gives_the_same_ids(folder, omni_instruct):
+    plain = load_tokenizer(folder)
     (folder / "tokenizer.model").unlink()
+    fast = load_tokenizer(folder)
+    # Special tokens beyond the vocabulary are none that a text is encoded to.
+    assert (fast.vocabulary, fast.num_ids) == (plain.vocabulary, plain.num_ids)
     model = load(folder)
     for text in ("What is it?", " two  spaces ", "line\nline", "</s> <im_patch>", "图片里有什么？", ""):
         assert model.prompt_ids(text) == omni_instruct.prompt_ids(text)

@@ -22,6 +22,7 @@ from data_engine.planning.found import FirstRows, Found
 from data_engine.planning.measure import Measured, extrapolate, line, processor_seconds, shared
 from data_engine.planning.plan import empty_shards, idle_ranks, plan_of
 from data_engine.planning.showing import measured_lines
+from data_engine.planning.sizes import bytes_by_stage
 from data_engine.questions.conversation import Conversation
 from data_engine.questions.dataset import open_questions
 from data_engine.questions.given_answers import check_answers
@@ -95,7 +96,10 @@ def test_questions_that_the_model_does_not_take_do_not_shorten_the_mean_prompt(j
 def test_pairs_of_right_and_wrong_answers_stay_below_their_bound(job):
     """Of six answers, three right ones with three wrong ones make the most: nine candidates."""
     plan = plan_of(found_of(job, rewards="rule", rule="contains", strategy="right_wrong", right=1.0, sample_k=6), 1)
-    assert {stage.name: stage.bytes for stage in plan.stages}["pairs"] >= NUM * 9 * (2 * 4 * 6 + 256)
+    sizes = {stage.name: stage.bytes for stage in plan.stages}
+    assert sizes["pairs"] >= NUM * 9 * (2 * 4 * 6 + 256)
+    # The report shows the picture of a question once, however many of its pairs it shows.
+    assert sizes["report"] == 500_000 + NUM * 6**2 * (600 + 2 * 4 * (6 + 12)) + NUM * 22_000
 
 
 def test_given_answers_count_as_many_and_as_long_as_they_are(job, tmp_path):
@@ -115,6 +119,9 @@ def test_given_answers_count_as_many_and_as_long_as_they_are(job, tmp_path):
     # Ids alone have no text yet: six bytes for each token of the file.
     text = NUM * (6 + 6) + NUM * (7 + 7 + 7) * 6
     assert sampled.bytes == NUM * (3 * 64 + (7 + 7 + 7) * 4) + text + 3 * 8192
+    # Nine pairs of three answers, of whose texts each has a third of a question's.
+    found.config = replace(found.config, rewards="rule", rule="contains", strategy="right_wrong", right=1.0)
+    assert dict(bytes_by_stage(found))["pairs"] == 9 * (2 * text // 3 + NUM * 256)
 
 
 def found_of(job, **changed) -> Found:

@@ -66,6 +66,9 @@ def test_the_plan_of_a_larger_limit_has_the_unit_that_the_smaller_one_cut_short(
     capsys.readouterr()
     found = told(capsys, *words(flags, limit="2"))
     assert [(stage["units"], stage["questions"]) for stage in found["plan"]["stages"][:3]] == [(1, 2)] * 3
+    # It is the first shard's.
+    found = told(capsys, *words(flags, limit="2", num_shards="2", shard_index="1"))
+    assert [stage["units"] for stage in found["plan"]["stages"][:3]] == [0] * 3
 
 
 def test_a_work_dir_of_other_questions_as_many_is_refused_as_the_run_refuses_it(begun, tmp_path, capsys):

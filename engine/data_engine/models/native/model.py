@@ -18,7 +18,7 @@ from transformers import PretrainedConfig
 from transformers.cache_utils import Cache
 
 from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
-from data_engine.errors import BadRow, UserError
+from data_engine.errors import BadRow
 from data_engine.models import image_groups
 from data_engine.models.base import CacheSizes, Prompt, PromptEnd, Split, TextSide
 from data_engine.models.checkpoints.checkpoint import Blueprint
@@ -211,12 +211,12 @@ class NativeModel(EmbeddingDecoder):
     def shared_prompt(
         self, conversations: Sequence[Conversation], images: Sequence[Image], max_megapixels: float
     ) -> tuple[SplicedPrompt, list[list[int]]]:
-        """See VisionLanguageModel.shared_prompt. At least one id stands behind it."""
+        """See VisionLanguageModel.shared_prompt. The image is in it, since the same ids stand before it in all prompts;
+        at least one id stands behind it.
+        """
         prompts = self.prompts(conversations, images, True, max_megapixels)
         length = min(len(one.ids) for one in prompts) - 1
         length = next((at for at in range(length) if len({one.ids[at] for one in prompts}) > 1), length)
-        if IMAGE_TOKEN not in prompts[0].ids[:length]:
-            raise UserError("conversations can share a beginning only where all up to the image is equal")
         return replace(prompts[0], ids=prompts[0].ids[:length]), [one.ids[length:] for one in prompts]
 
     def encode_answer(self, conversation: Conversation, answer: str) -> list[int]:
