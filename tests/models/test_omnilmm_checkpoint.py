@@ -12,6 +12,7 @@ from folders import edit, replace_weights, save_as_bins, weights
 from data_engine import load_model, score_answers
 from data_engine.models.checkpoints.json_files import ModelError
 from data_engine.models.native.eva import heads_of
+from data_engine.models.native.omnilmm import OmniLMM
 from data_engine.models.tokenizer import load_tokenizer
 
 TOKENIZER_FILES = ("added_tokens.json", "tokenizer_config.json", "tokenizer.json")
@@ -86,6 +87,15 @@ def test_special_tokens_and_ids_beyond_the_vocabulary_have_no_text(folder, form)
         tokenizer = load_tokenizer(folder)
     unknown, begin, end, beyond = 0, 1, 2, 10**6
     assert tokenizer.decode([begin, unknown, *ids, beyond, end]) == tokenizer.decode(ids) == "a red bus"
+
+
+def test_without_weights_ids_are_the_texts_and_words_that_they_are_to_the_model(folder, omni_instruct):
+    """So given ids are written as sampled ones are."""
+    side, tokenizer = OmniLMM.text_side(folder), load_tokenizer(folder)
+    ids = tokenizer.encode("\n a red bus \n")
+    assert side.text(ids) == omni_instruct.text(ids) == "a red bus"
+    words = ["a", "bus"]
+    assert side.word_ids(words) == omni_instruct.word_ids(words) != []
 
 
 def test_the_pad_token_is_never_looked_at_defect_20(folder, goldens, omni_instruct, golden_images):

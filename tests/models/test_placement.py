@@ -46,6 +46,9 @@ def test_ranks_on_the_cpu_share_what_the_container_lets_them_have(monkeypatch):
 def test_a_gpu_of_24_gib_holds_16_gib_of_weights_whole(monkeypatch, asked, weights, ranks, split):
     memory(monkeypatch, 24 * GIB)
     assert decide(asked, weights, ranks, CUDA).split is split
+    # As half of one of 48, by --memory_fraction.
+    memory(monkeypatch, 48 * GIB)
+    assert decide(asked, weights, ranks, CUDA, 0.5).split is split
 
 
 @pytest.mark.parametrize(
@@ -98,6 +101,15 @@ def test_settings_that_are_none_are_refused_by_validate_too(tmp_path, capsys, te
     ]
     assert main.main(["validate", *paths, f"--zero3_config={path}"]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name", ["bf16", "fp16", "train_micro_batch_size_per_gpu", "train_batch_size", "optimizer", "scheduler"]
+)
+def test_settings_that_are_the_engines_are_refused_by_name(tmp_path, name):
+    (tmp_path / "zero3.json").write_text(json.dumps({"zero_optimization": {"stage": 3}, name: {}}))
+    with pytest.raises(UserError, match=f"sets {name}; the engine sets those itself, leave them out"):
+        read_settings(str(tmp_path / "zero3.json"))
 
 
 @pytest.mark.parametrize("command", ["validate", "run"])

@@ -98,6 +98,9 @@ def test_pairs_of_right_and_wrong_answers_stay_below_their_bound(job):
     plan = plan_of(found_of(job, rewards="rule", rule="contains", strategy="right_wrong", right=1.0, sample_k=6), 1)
     sizes = {stage.name: stage.bytes for stage in plan.stages}
     assert sizes["pairs"] >= NUM * 9 * (2 * 4 * 6 + 256)
+    # A rule reads texts, and no model tokens.
+    [rule] = [stage for stage in plan.stages if stage.name == "rule"]
+    assert (rule.questions, rule.prompt_tokens, rule.answer_tokens) == (NUM, None, None)
     # The report shows the picture of a question once, however many of its pairs it shows.
     assert sizes["report"] == 500_000 + NUM * 6**2 * (600 + 2 * 4 * (6 + 12)) + NUM * 22_000
 
@@ -209,6 +212,12 @@ def test_ranks_take_units_in_turn_and_load_each_model_once():
     assert shared(work, {"a": 2.0, "b": 1.0}, 1) == [7.0, 10.0]
     # A stage ends with its last unit, though a later one is done before.
     assert shared([("sample", "", [5.0, 1.0])], {}, 2) == [5.0]
+    # A stage without a model, such as a rule, leaves the one that is loaded where it is.
+    assert shared([("sample", "a", [1.0]), ("rule", "", [1.0]), ("score", "a", [1.0])], {"a": 5.0}, 1) == [
+        6.0,
+        7.0,
+        8.0,
+    ]
 
 
 def test_parts_of_a_unit_tell_a_whole_one_by_the_line_through_them():
@@ -223,6 +232,9 @@ def test_parts_of_a_unit_tell_a_whole_one_by_the_line_through_them():
     whole = Measured(0, 0, {}, 4, {"s": [(2, 5.0), (4, 9.0), (4, 11.0)]}, {}, {}, {}, 0, 0, 0, 0)
     assert whole.unit_s("s", 4) == 10.0
     assert whole.unit_s("s", 2) == 5.0
+    # What was extrapolated is less certain than whole units that took the same.
+    alike = replace(whole, units={"s": [(4, 9.0), (4, 9.0)]})
+    assert measured.spread("s") > alike.spread("s") > 0
 
 
 def test_hours_count_all_ranks_until_the_job_ends_and_one_rank_has_one_column(job):

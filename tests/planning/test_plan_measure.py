@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -74,6 +75,24 @@ def test_ranks_that_share_processors_are_timed_beside_each_other(job, monkeypatc
     assert started == processes
 
 
+def test_what_is_measured_is_every_stage_of_the_whole_dataset_in_a_folder_of_its_own(job, tmp_path, monkeypatch):
+    """Whatever part of a run is to be started, and without its exports."""
+    asked = []
+    stdin = SimpleNamespace(write=asked.append, close=lambda: None)
+    monkeypatch.setattr(measure.subprocess, "Popen", lambda *_, **options: SimpleNamespace(stdin=stdin))
+    part = ["--num_shards=4", "--shard_index=3", "--continue_from_stage=1", "--export=trl"]
+    config = parse([*job, *part])
+    measure._start(Found(config, questions=open_questions(config)), 1, 2, tmp_path, 7.0)
+    [request] = map(json.loads, asked)
+    assert (request["rank"], request["world_size"], request["budget_s"]) == (1, 2, 7.0)
+    changed = {name: value for name, value in request["config"].items() if value != getattr(config, name)}
+    # Units are as large as those of the run: of one question.
+    assert changed == {
+        "num_shards": 1, "shard_index": 0, "continue_from_stage": 0, "export": None, "unit_size": 1,
+        "work_dir": str(tmp_path / "1/work"),
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(("seconds", "warned"), [(6.0, False), (2.0, True)])
 def test_ranks_that_do_not_get_their_processors_are_told_of(job, monkeypatch, seconds, warned):
     """A unit took 4 s of the clock, and 6 s, or 2 s, of the two processors of its rank: 75% or 25%."""
@@ -107,6 +126,16 @@ def test_a_measurement_that_a_signal_ends_leaves_no_folder(job, tmp_path, capsys
     assert "interrupted" in capsys.readouterr().err
     assert [folder.exists() for folder in begun] == [False]
     assert signal.getsignal(number) is before
+
+
+def test_what_measures_is_ended_where_the_measurement_is(monkeypatch):
+    def interrupted(thread):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(measure.threading.Thread, "start", interrupted)
+    with subprocess.Popen(["sleep", "20"], stdout=subprocess.PIPE) as child, pytest.raises(KeyboardInterrupt):
+        measure._results([child])
+    assert child.returncode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(
