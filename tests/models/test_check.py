@@ -214,6 +214,10 @@ def test_names_shapes_and_dtypes_are_those_that_config_json_asks_for(folder, spo
             config(f"{TOWER}/config.json", vision_config={"hidden_size": 0}),
             "hidden_size 0; expected a positive integer",
         ),
+        (
+            config(f"{TOWER}/config.json", vision_config={"image_size": 8, "patch_size": 14}),
+            "has image_size 8, less than one patch of 14",
+        ),
         (lambda f: clip_without(f / TOWER, "pre_layrnorm"), "336 lacks 2 weights that config.json asks for: vision"),
         (lambda f: clip_without(f / TOWER, "patch_embedding", torch.zeros(3, 3)), "shape [3, 3], config.json makes it"),
     ],

@@ -1,11 +1,16 @@
 """Prompts for vLLM: token ids and pictures of the model's family, and what shows that it made others of them."""
 
+import json
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from transformers import LlavaConfig
 
 from data_engine.errors import UserError
 from data_engine.models import family_class
@@ -27,6 +32,15 @@ def test_the_pictures_of_llava_are_cut_before_any_processor_sees_them(folders, g
             assert np.array_equal(np.asarray(shown), np.asarray(square(image, 56, crop, 64)))
             assert made.expanded.count(4) == 16
             assert made.ids.count(4) == 1
+
+
+@pytest.mark.parametrize("told", [{}, {"image_token_index": 7}, {"image_token_id": 7}])
+def test_the_id_that_stands_for_a_picture_is_that_of_transformers(folders, tmp_path, told):
+    folder = Path(shutil.copytree(folders["instruct"], tmp_path / "copy"))
+    raw = json.loads((folder / "config.json").read_text())
+    raw = {name: value for name, value in raw.items() if not name.startswith("image_token_i")} | told
+    (folder / "config.json").write_text(json.dumps(raw))
+    assert LlavaPrompts(folder).banned_token_ids == (LlavaConfig.from_dict(raw).image_token_id,)
 
 
 @pytest.mark.parametrize("name", ["instruct", "qwen"])
