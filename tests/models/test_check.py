@@ -4,6 +4,7 @@ import json
 import shutil
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -29,6 +30,7 @@ from safetensors.torch import load_file, save_file
 from data_engine.commands import main
 from data_engine.models.checkpoints.checkpoint import headers
 from data_engine.models.checkpoints.json_files import ModelError
+from data_engine.models.native.decoder import check_vocabulary
 
 
 def test_whole_checkpoints_pass(goldens):
@@ -172,6 +174,15 @@ def test_a_malformed_config_is_refused(folder, spoil, message):
 def test_a_malformed_omnilmm_checkpoint_is_refused(omni, spoil, message):
     spoil(omni)
     assert_refused(omni, message)
+
+
+def test_special_tokens_that_a_row_begins_and_ends_with_need_an_embedding_too():
+    """No text is encoded to them, so they do not count to what the tokenizer gives."""
+    for special in ({"bos": 12, "eos": 2}, {"bos": 1, "eos": 12}):
+        tokenizer = SimpleNamespace(num_ids=10, **special)
+        check_vocabulary(tokenizer, 13, Path("config.json"))
+        with pytest.raises(ModelError, match="vocab_size 12, but the tokenizer beside it gives ids up to 12"):
+            check_vocabulary(tokenizer, 12, Path("config.json"))
 
 
 def replace(name: str, value: torch.Tensor):

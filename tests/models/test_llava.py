@@ -275,6 +275,11 @@ def test_a_tokenizer_is_read_once_and_again_where_its_file_is_another(goldens, t
     assert load_tokenizer(tmp_path).vocabulary != before
 
 
+def test_an_empty_answer_is_its_end(instruct):
+    """And no space in front of it, which the tokenizer would make a token of."""
+    assert instruct.answer_ids("What is it?", "") == [*instruct.eos_token_ids]
+
+
 def test_of_equal_conversations_an_id_stands_behind_what_they_share(instruct, golden_images):
     """What is scored behind a shared prompt is its continuations."""
     asked = Conversation.of("Is it red?", 1)
