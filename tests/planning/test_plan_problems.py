@@ -287,6 +287,12 @@ def test_a_model_that_leaves_no_room_to_work_in_is_warned_of(job, capsys, monkey
         assert any("the largest model may not fit: zero3 auto" in one for one in found["warnings"]) == is_told
 
 
+def test_models_of_different_tokenizers_are_warned_of(job, goldens, capsys):
+    found = told(capsys, *words(job, reward_model_path=str(goldens / "omnilmm/reward")))
+    told_of = "instruct and reward model have different tokenizers: answers go over as text, rewards compare sums"
+    assert [warning for warning in found["warnings"] if warning.startswith(told_of)]
+
+
 def test_blank_questions_are_warned_of(job, tmp_path, capsys):
     table = pq.read_table(job["dataset_path"])
     at = table.schema.get_field_index("question")

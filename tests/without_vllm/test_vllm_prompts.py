@@ -34,7 +34,9 @@ def test_the_pictures_of_llava_are_cut_before_any_processor_sees_them(folders, g
             assert made.ids.count(4) == 1
 
 
-@pytest.mark.parametrize("told", [{}, {"image_token_index": 7}, {"image_token_id": 7}])
+@pytest.mark.parametrize(
+    "told", [{}, {"image_token_index": 7}, {"image_token_id": 7}, {"image_token_id": 7, "image_token_index": 9}]
+)
 def test_the_id_that_stands_for_a_picture_is_that_of_transformers(folders, tmp_path, told):
     folder = Path(shutil.copytree(folders["instruct"], tmp_path / "copy"))
     raw = json.loads((folder / "config.json").read_text())
