@@ -2,20 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import torch
 from answers import Options, check_on, chunks, dense, drawn, laid_out, one_token, question, window
 from torch import Tensor
 from transformers import masking_utils
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.gemma2 import modeling_gemma2 as gemma2
-from transformers.models.gpt_oss import modeling_gpt_oss as gpt_oss
 
-from data_engine.models.layers.attention import NAME, DoesNotFit, LayerCall, Seen, attending
-from data_engine.models.layers.noting import Finding, forget
+from data_engine.models.layers.attention import DoesNotFit, LayerCall, Seen
 from data_engine.scoring import answers_attention
 from data_engine.scoring.answers_attention import AnswersBehindPrefixes
 from data_engine.scoring.logprobs import _Rows
@@ -158,62 +152,6 @@ def test_a_mask_of_another_kind_without_a_window_may_hide_something_in_any_seque
     """As one by which the tokens of a picture see each other does."""
     assert not Seen(_others(6)["with blocks"], None).sees_all(1)
     assert Seen(masking_utils.causal_mask_function, None).sees_all(10**6)
-
-
-def test_an_option_that_is_set_and_not_known_does_not_fit_since_it_may_change_numbers():
-    part = torch.zeros(1, 1, 1, 8)
-
-    def call(**options: object) -> LayerCall:
-        return LayerCall(None, 0, part, part, part, None, 1.0, options)
-
-    call(softcap=5.0, s_aux=torch.zeros(1), dropout=0.1, position_ids=part, strange=None).require_known()
-    with pytest.raises(DoesNotFit, match="its attention is called with other, strange"):
-        call(strange=1, other=False, softcap=5.0).require_known()
-
-
-def test_a_module_that_did_not_attend_for_a_prompt_does_not_fit_for_answers():
-    """The layout does not know its keys, and attention to the new tokens alone would be wrong without a word."""
-    attend, part = ALL_ATTENTION_FUNCTIONS[NAME], torch.ones(1, 1, 2, 8)
-    for describes_masks in (True, False):
-        with attending(SimpleNamespace(describes_masks=describes_masks), {}):
-            if describes_masks:
-                with pytest.raises(DoesNotFit, match="Linear attends for answers, and did not for a prompt"):
-                    attend(torch.nn.Linear(1, 1), part, part, part, None)
-            else:
-                assert torch.equal(attend(torch.nn.Linear(1, 1), part, part, part, None)[0], part.transpose(1, 2))
-
-
-@pytest.mark.parametrize("new", [5, 2], ids=["a prompt", "behind others"])
-@pytest.mark.parametrize("kind", ["softcap", "sinks"])
-def test_what_sdpa_does_not_know_is_computed_as_transformers_does(kind, new):
-    """By the formula of Gemma 2, and of GPT-OSS: of 6 heads, three look at the same keys."""
-    drawn = torch.Generator().manual_seed(0)
-    query, key, value = (torch.randn(1, heads, rows, 8, generator=drawn) for heads, rows in ((6, new), (2, 5), (2, 5)))
-    module = SimpleNamespace(num_key_value_groups=3, training=False, sinks=SINKS)
-    mask = torch.full((new, 5), -torch.inf).triu(1 + 5 - new)[None, None]
-    if kind == "softcap":
-        theirs, ours = partial(gemma2.eager_attention_forward, softcap=2.0), {"softcap": 2.0}
-    else:
-        theirs, ours = gpt_oss.eager_attention_forward, {"s_aux": SINKS}
-    wanted, _ = theirs(module, query, key, value, mask, scaling=0.5)
-    found, _ = ALL_ATTENTION_FUNCTIONS[NAME](module, query, key, value, None, scaling=0.5, **ours)
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
-
-
-def test_a_layer_that_runs_twice_in_a_prompt_does_not_fit_and_what_failed_is_forgotten():
-    """Its second keys would take the place of the first ones."""
-    part, modules = torch.ones(1, 1, 3, 8), [torch.nn.Identity(), torch.nn.Identity()]
-    finding = Finding(3, set(modules))
-    with attending(finding, finding.layers):
-        attend = partial(ALL_ATTENTION_FUNCTIONS[NAME], query=part, key=part, value=part, attention_mask=None)
-        attend(modules[1])
-        with pytest.raises(DoesNotFit, match="a layer runs twice in a pass"):
-            attend(modules[1])
-        # As where a prompt is run again: layers are numbered from the first one.
-        forget()
-        for module in modules:
-            attend(module)
-    assert [finding.layers[module] for module in modules] == list(finding.noted) == [0, 1]
 
 
 def test_a_mask_is_described_once_for_all_layers(monkeypatch):
