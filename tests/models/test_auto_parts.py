@@ -1,5 +1,7 @@
 """What a model of transformers does with its logits, found by its own."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -57,6 +59,25 @@ def test_a_few_numbers_that_rounding_moved_far_are_no_other_logits():
     logits = (hidden @ head.weight.T).float()
     logits[:5] += 0.5
     assert fitted_head(head, hidden, logits, CONFIG).is_plain
+
+
+def test_logits_are_those_of_weight_and_bias_then_scaled_then_capped():
+    plain, hidden = given(torch.float32)
+    bias = torch.linspace(-3, 3, VOCABULARY)
+    head = replace(plain, bias=bias, scale=0.25, softcap=2.0)
+    expected = 2 * torch.tanh(0.25 * (hidden @ plain.weight.T + bias) / 2)
+    torch.testing.assert_close(head.logits(hidden[None])[0], expected)
+    found = head.token_logps(hidden.expand(2, -1), torch.tensor([7, 4000]))
+    torch.testing.assert_close(found, expected.log_softmax(0)[[7, 4000]])
+
+
+@pytest.mark.parametrize("target", [-1, VOCABULARY])
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+def test_an_id_that_the_model_does_not_have_is_refused_whatever_it_does_with_its_logits(scale, target):
+    """By ValueError, before anything runs: on a GPU an index that is too large ends the process."""
+    head, hidden = given(torch.float32)
+    with pytest.raises(ValueError, match=str(target)):
+        replace(head, scale=scale).token_logps(hidden[None], torch.tensor([target]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -16,6 +16,7 @@ from data_engine.models.layers.answer_cache import (
     RowStates,
     answer_cache,
     is_recurrent,
+    nbytes,
     repeated,
     require_shareable,
 )
@@ -58,6 +59,12 @@ def test_recurrent_states_begin_as_their_prompts_left_them_and_move_with_their_r
     # A prompt's own states stay as they were, for the answers that begin later.
     caches.start(torch.tensor([1]), [2])
     assert (conv[1, 0, 0], state[1, 0, 0]) == (3, 30)
+
+
+def test_the_states_of_a_row_take_the_memory_of_all_layers_that_have_one():
+    # Of fp32: a convolution's 2 x 3 numbers and a state of 4 x 5, in each of two layers.
+    layers = [state_layer(1, 1.0), DynamicLayer(), state_layer(1, 2.0)]
+    assert nbytes(layers) == 2 * (2 * 3 + 4 * 5) * 4
 
 
 def test_copies_of_a_states_are_rows_of_their_own():
