@@ -127,6 +127,13 @@ class Written(Attention):
         return queries, self.k_proj(rows), self.v_proj(rows)
 
 
+class WrittenInPart(Attention):
+    def forward(self, rows):
+        queries = self.q_proj(rows)
+        rows[:, 0] = 0
+        return queries, self.k_proj(rows), self.v_proj(rows)
+
+
 class Twice(Attention):
     def forward(self, rows):
         return self.q_proj(self.q_proj(rows)), self.k_proj(rows), self.v_proj(rows)
@@ -137,7 +144,7 @@ class Doubled(Attention):
         return self.q_proj(rows), self.k_proj(rows), self.v_proj(2 * rows)
 
 
-@pytest.mark.parametrize("kind", [Crossed, Sometimes, Replaced, Written, Twice, Doubled])
+@pytest.mark.parametrize("kind", [Crossed, Sometimes, Replaced, Written, WrittenInPart, Twice, Doubled])
 def test_code_that_calls_its_layers_otherwise_stays_plain(kind):
     assert not calls_with_one_tensor(kind, QKV)
     assert merge_linears(kind()) == 0
@@ -158,7 +165,10 @@ def test_layers_of_another_kind_dtype_bias_or_weight_stay_plain():
         lambda one: one.k_proj.to(torch.bfloat16),
         lambda one: setattr(one, "k_proj", nn.Linear(8, 4)),
         lambda one: setattr(one.k_proj, "weight", one.v_proj.weight),
+        lambda one: one.k_proj.to("meta"),
         lambda one: one.k_proj.register_forward_hook(lambda *_: None),
+        lambda one: one.k_proj.register_forward_pre_hook(lambda *_: None),
+        lambda one: setattr(one.k_proj, "forward", one.v_proj.forward),
     ]
     for change in changes:
         module = Attention()

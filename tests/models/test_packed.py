@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from data_engine.models.layers import for_device
 from data_engine.models.layers.cpu_linear import PackedLinear, pack_linears
 from data_engine_kernels import onednn, reference
 
@@ -44,10 +45,25 @@ def test_the_packed_weight_takes_the_place_of_the_other():
     assert (layer.weight.device.type, layer.weight.shape) == ("meta", (32, 64))
 
 
-def test_other_devices_and_types_are_left_alone():
-    for layer in (nn.Linear(4, 4, dtype=torch.bfloat16), nn.Linear(4, 4, device="meta")):
+def test_other_devices_types_and_kinds_are_left_alone():
+    class Quantised(nn.Linear):
+        """One that multiplies in its own way."""
+
+    for layer in (nn.Linear(4, 4, dtype=torch.bfloat16), nn.Linear(4, 4, device="meta"), Quantised(4, 4)):
+        kind = type(layer)
         pack_linears(layer, once=True)
-        assert type(layer) is nn.Linear
+        assert type(layer) is kind
+
+
+@pytest.mark.parametrize(("split", "place"), [(False, "meta"), (True, "cpu")])
+def test_weights_that_are_gathered_for_each_call_are_packed_in_each(split, place):
+    torch.manual_seed(0)
+    decoder, rows = nn.Sequential(nn.Linear(64, 64)), torch.randn(3, 64)
+    expected = decoder(rows)
+    for_device.fit(decoder, torch.device("cpu"), split=split)
+    assert type(decoder[0]) is PackedLinear
+    assert decoder[0].weight.device.type == place
+    torch.testing.assert_close(decoder(rows), expected, rtol=0, atol=1e-5)
 
 
 def test_the_loaded_decoders_are_packed(instruct, omni_instruct):
