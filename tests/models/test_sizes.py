@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,9 @@ from accelerate import init_empty_weights
 from torch import nn
 from transformers import LlamaConfig
 
+from data_engine.models import describe
+from data_engine.models.base import CacheSizes, Description
+from data_engine.models.check import Checked
 from data_engine.models.checkpoints.json_files import ModelError
 from data_engine.models.layers.layer_kind import cache_values_per_token
 from data_engine.models.native import llava, llava_config, omnilmm
@@ -131,4 +135,17 @@ def test_what_is_divided_over_ranks_is_vision_tower_and_decoder_without_embeddin
     assert all(map(is_divided, names))
     assert not any(
         map(is_divided, ["decoder.embed_tokens.weight", "head.weight", "projector.0.bias", "resampler.proj"])
+    )
+
+
+def test_what_validate_tells_of_the_memory_of_a_model_is_that_of_its_numbers(monkeypatch):
+    """In half precision; recurrent states are kept in fp32 all the same."""
+    found = Description("kind", CacheSizes(65_536, per_answer=10_000, per_prompt=1_000_000), 4096, most_shared=100)
+    code = SimpleNamespace(describe=lambda folder: found, folders=lambda folder: [folder])
+    monkeypatch.setattr(describe, "family_class", lambda _: code)
+    monkeypatch.setattr(describe, "num_weights", lambda folders: 7 * 10**9)
+    told = describe.told(Checked(Path("model"), "auto"), torch.bfloat16)
+    assert told == (
+        "auto (kind), 14.0 GB of weights and 131.1 kB of cache a token, 40.0 kB an answer, 2.0 MB an image, in "
+        "bfloat16; answers share their prompt, up to 100 tokens"
     )

@@ -15,9 +15,10 @@ def told(checked: Checked, dtype: torch.dtype) -> str:
     memory = f"{num_weights(code.folders(checked.folder)) * item / 1e9:.1f} GB of weights"
     memory += f" and {found.sizes.per_token * item / 1e3:.1f} kB of cache a token"
     if found.sizes.per_answer:
-        memory += f", {found.sizes.per_answer * 4 / 1e3:.1f} kB an answer,"
+        memory += f", {found.sizes.per_answer * 4 / 1e3:.1f} kB an answer"
     if found.sizes.per_prompt:
-        memory += f", {found.sizes.per_prompt * item / 1e6:.1f} MB an image,"
+        memory += f", {found.sizes.per_prompt * item / 1e6:.1f} MB an image"
+    memory += "," if found.sizes.per_answer or found.sizes.per_prompt else ""
     line = f"{checked.family} ({found.kind}), {memory} in {str(dtype).removeprefix('torch.')}"
     if both := parts(checked.folder):
         line += f"; the adapter {both[0]}, merged into its base {both[1]}"
