@@ -1,6 +1,7 @@
 """The stacks of a process's threads on a signal, in processes that are really signalled."""
 
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -8,6 +9,7 @@ import time
 
 import pytest
 
+from data_engine.processes import stacks
 from data_engine.processes.stacks import _stacks
 
 BUSY = """
@@ -85,6 +87,19 @@ def test_the_stack_of_a_thread_that_works_is_shown_whole():
     assert [text for text in shown if "in outermost\n" not in text] == []
     assert any("in items\n" in text for text in shown), "no generator was ever met"
     assert all(text.index("in run\n") < text.index("in outermost\n") for text in shown)
+
+
+@pytest.mark.parametrize(("received", "shown"), [((signal.SIGTERM,), 0), ((signal.SIGTERM, signal.SIGUSR2), 1)])
+def test_stacks_are_shown_for_their_own_signal_alone(monkeypatch, received, shown):
+    """Python writes the number of each signal that it handles."""
+    shows = []
+    monkeypatch.setattr(stacks, "_stacks", lambda: shows.append(received) or "")
+    woken, wakes = socket.socketpair()
+    with woken:
+        wakes.send(bytes(received))
+        wakes.close()
+        stacks._listen(woken, signal.SIGUSR2)
+    assert len(shows) == shown
 
 
 def test_text_that_no_encoding_has_does_not_end_the_listening_thread(tmp_path):
