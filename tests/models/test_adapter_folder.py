@@ -77,6 +77,17 @@ def test_pixels_are_made_by_the_adapters_processor_whichever_release_saved_the_b
     assert json.loads((tmp_path / "b/processor_config.json").read_text()) == own
 
 
+def test_an_adapter_with_both_files_of_a_processor_is_read_as_transformers_reads_it(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        own = {"image_processor": {"size": {"shortest_edge": 42 if name == "a" else 56}}}
+        (tmp_path / name / "processor_config.json").write_text(json.dumps(own))
+        (tmp_path / name / "preprocessor_config.json").write_text(json.dumps({"size": {"shortest_edge": 28}}))
+    alone = get_image_processor_config(tmp_path / "a")
+    assert get_image_processor_config(laid_together(tmp_path / "a", tmp_path / "b")) == alone
+    assert alone["size"] == {"shortest_edge": 42}
+
+
 def test_a_message_about_a_file_of_the_links_names_that_of_the_adapter_or_of_its_base(tmp_path):
     for name in "ab":
         (tmp_path / name / "additional_chat_templates").mkdir(parents=True)

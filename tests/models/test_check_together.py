@@ -48,7 +48,7 @@ def test_an_argument_that_one_template_reads_is_no_mistake(checked):
 
 def test_the_template_of_a_checkpoint_that_is_wrong_may_be_the_one_that_reads_them(checked):
     with pytest.raises(ModelError) as refused:
-        checked({"instruct": ("style",)}, broken=("reward",))
+        checked(dict.fromkeys(ROLES, ("style",)), broken=("reward",))
     assert str(refused.value) == '--reward_model_path "/reward": is cut'
 
 
