@@ -154,6 +154,9 @@ def test_a_base_that_is_named_by_a_hub_id_is_fetched_whatever_folders_are_here(a
     monkeypatch.chdir(adapter)
     (adapter / "org").mkdir()
     assert parts(model_folder(str(adapter))) == (adapter, base)
+    # A folder of the whole name is meant where it is there.
+    other = Path(shutil.copytree(base, adapter / "org/base"))
+    assert parts(model_folder(str(adapter))) == (adapter, other)
 
 
 @pytest.mark.parametrize("role", ["instruct", "reward"])

@@ -134,6 +134,11 @@ def test_tensors_that_do_not_land(adapter, base, act, message):
     assert_refused(adapter, message.replace("ADAPTER", str(adapter)).replace("BASE", str(base)))
 
 
+def test_more_rows_of_another_width_are_not_taken_for_added_tokens(adapter):
+    change(adapter, put(f"base_model.model.{Q.replace('.weight', '.base_layer.weight')}", 65, 128))
+    assert told(lambda: check(adapter)).endswith("it was trained on another model; name that one as its base")
+
+
 def test_a_convolution(adapter):
     name = "base_model.model.model.vision_tower.vision_tower.vision_model.embeddings.patch_embedding.lora_{}.weight"
     change(adapter, put(name.format("A"), 3, 3, 14, 14))
