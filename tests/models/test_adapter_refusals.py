@@ -88,6 +88,8 @@ def test_other_kinds_are_named_and_what_helps(adapter, fields, message):
         ({"r": "8"}, "has '8' for r; expected a positive number"),
         ({"r": 0}, "has 0 for r; expected a positive number"),
         ({"lora_alpha": None}, "has None for lora_alpha; expected a positive number"),
+        ({"lora_alpha": float("nan")}, "has nan for lora_alpha; expected a positive number"),
+        ({"alpha_pattern": {"q_proj": float("inf")}}, "has inf for lora_alpha; expected a positive number"),
         ({"rank_pattern": {"q_proj": 2.5}}, "has 2.5 for r"),
         ({"alpha_pattern": [1]}, "has patterns [1] of lora_alpha; expected an object of numbers"),
         ({"rank_pattern": {"(": 2}}, "has the pattern '(', which is no regular expression"),

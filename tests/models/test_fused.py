@@ -21,6 +21,7 @@ from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5RMSNormGated
 from data_engine import load_model, sample_answers, score_answers
 from data_engine.models.layers import compiled_layers, fused, merged_linear
 from data_engine.models.layers.fused import fuse_operations
+from data_engine.models.layers.same_code import same_code
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -211,6 +212,20 @@ def test_code_around_the_same_words_may_make_them_mean_something_else(kind):
     expected = norm(rows)
     assert fuse_operations(norm) == 0
     assert torch.equal(norm(rows), expected)
+
+
+def test_what_wraps_code_is_not_taken_for_it():
+    """Its source, as inspect gives it, is that of what it wraps."""
+
+    def plain(x):
+        return x + 1
+
+    def other(x):
+        return x + 2
+
+    functools.update_wrapper(other, plain)
+    assert not same_code(other, plain)
+    assert same_code(plain, plain)
 
 
 def test_a_module_whose_forward_was_replaced_stays_and_hooks_go_on():

@@ -139,12 +139,17 @@ class Twice(Attention):
         return self.q_proj(self.q_proj(rows)), self.k_proj(rows), self.v_proj(rows)
 
 
+class Chosen(Attention):
+    def forward(self, rows):
+        return self.q_proj(rows), self.k_proj(rows) if self.stops else rows, self.v_proj(rows)
+
+
 class Doubled(Attention):
     def forward(self, rows):
         return self.q_proj(rows), self.k_proj(rows), self.v_proj(2 * rows)
 
 
-@pytest.mark.parametrize("kind", [Crossed, Sometimes, Replaced, Written, WrittenInPart, Twice, Doubled])
+@pytest.mark.parametrize("kind", [Crossed, Sometimes, Replaced, Written, WrittenInPart, Twice, Doubled, Chosen])
 def test_code_that_calls_its_layers_otherwise_stays_plain(kind):
     assert not calls_with_one_tensor(kind, QKV)
     assert merge_linears(kind()) == 0

@@ -44,7 +44,7 @@ def check_settings(where: Path) -> dict:
     if raw.get("bias", "none") != "none":
         raise ModelError(f"{where} has bias {raw['bias']!r}: trained biases are not merged here; {INSTEAD}")
     start = raw.get("init_lora_weights")
-    if not any(start is plain or (start == plain and isinstance(start, str)) for plain in _PLAIN_STARTS):
+    if start not in _PLAIN_STARTS:
         raise ModelError(
             f"{where} has init_lora_weights {start!r}: such an adapter was trained beside a changed base, and is not "
             f"merged here; {INSTEAD}"
