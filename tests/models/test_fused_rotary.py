@@ -37,6 +37,8 @@ def test_rotary_embedding_that_is_called_otherwise_is_the_models_own(calls):
         for one, other in zip(rotary(*given, **options), plain(*given, **options), strict=True):
             assert torch.equal(one, other)
         assert calls == {"apply_rotary": min(number, 2)}
+    with pytest.raises(TypeError, match="scale"):
+        rotary(heads, heads, table, table, scale=2.0)
 
 
 def rotate_half(x):

@@ -20,8 +20,8 @@ from data_engine.models import load_model
 from data_engine.planning import heavy
 from data_engine.planning.found import FirstRows, Found
 from data_engine.planning.measure import Measured, extrapolate, line, processor_seconds, shared
-from data_engine.planning.plan import empty_shards, idle_ranks, plan_of
-from data_engine.planning.showing import measured_lines
+from data_engine.planning.plan import RunPlan, empty_shards, idle_ranks, plan_of
+from data_engine.planning.showing import measured_lines, plan_lines
 from data_engine.planning.sizes import bytes_by_stage
 from data_engine.questions.conversation import Conversation
 from data_engine.questions.dataset import open_questions
@@ -288,6 +288,13 @@ def test_what_each_question_and_each_rank_adds_and_how_far_units_differ_are_in_t
     monkeypatch.setattr(time, "process_time", lambda: 7.0)
     for ranks in (1, 3):
         assert processor_seconds(found, measured, ranks) == pytest.approx(3900 + ranks * 80 + 7 + 9.5 + 120)
+
+
+def test_the_plan_tells_how_the_models_lie_in_memory():
+    told = "zero3 auto: each rank holds a whole model (1.0 GB of weights ...)"
+    assert plan_lines(RunPlan([], 20, 8, 1, 0, 10**9, {"told": told}))[-2:] == [
+        "units of 8 questions; 1.0 GB are free where work_dir is", told
+    ]  # fmt: skip
 
 
 def cells(line: str) -> list[str]:
