@@ -93,9 +93,13 @@ def test_what_is_measured_is_every_stage_of_the_whole_dataset_in_a_folder_of_its
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("seconds", "warned"), [(6.0, False), (2.0, True)])
-def test_ranks_that_do_not_get_their_processors_are_told_of(job, monkeypatch, seconds, warned):
-    """A unit took 4 s of the clock, and 6 s, or 2 s, of the two processors of its rank: 75% or 25%."""
+@pytest.mark.parametrize(
+    ("device", "seconds", "warned"), [("cpu", 6.0, False), ("cpu", 2.0, True), ("cuda", 2.0, False)]
+)
+def test_ranks_that_do_not_get_their_processors_are_told_of(job, monkeypatch, device, seconds, warned):
+    """A unit took 4 s of the clock, and 6 s, or 2 s, of the two processors of its rank: 75% or 25%. Beside a GPU they
+    have little to do.
+    """
     config = parse([*job, "--stop_after_stage=0"])
     stage = {"times": [(1, (4.0, seconds))], "role": "", "tokens_an_answer": 3.0, "bytes_an_answer": 9.0}
     result = {
@@ -104,7 +108,7 @@ def test_ranks_that_do_not_get_their_processors_are_told_of(job, monkeypatch, se
     }  # fmt: skip
     monkeypatch.setattr(measure, "_start", lambda *_: None)
     monkeypatch.setattr(measure, "_results", lambda children: [result] * len(children))
-    found = Found(config, questions=open_questions(config), heavy={"device": "cpu"})
+    found = Found(config, questions=open_questions(config), heavy={"device": device})
     assert measure.measure(found, Ranks(0, 2, 0, 2))["processor_share"] == seconds / 8
     assert [told for told in found.warnings if "had 25% of their 2 processors" in told] == found.warnings
     assert bool(found.warnings) == warned
