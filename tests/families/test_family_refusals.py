@@ -12,6 +12,7 @@ from tiny_parts import picture
 
 from data_engine import load_model
 from data_engine.commands.main import main
+from data_engine.models.auto.model import Auto
 from data_engine.models.checkpoints.json_files import ModelError
 from data_engine.store import units
 
@@ -158,6 +159,13 @@ def test_quantised_weights_of_which_config_json_says_nothing_are_refused_while_l
     change(pair.instruct, lambda tensors: tensors.update({stored(tensors): tensors[stored(tensors)].to(dtype)}))
     with pytest.raises(ModelError, match=r"is stored as .*: quantised checkpoints are not read"):
         load_model(None, str(pair.instruct), device="cpu", dtype="float32")
+
+
+def test_a_weight_in_float64_is_read(pair):
+    """It is wide, and not quantised."""
+    change(pair.instruct, lambda tensors: tensors.update({stored(tensors): tensors[stored(tensors)].double()}))
+    Auto.check(pair.instruct)
+    assert load_model(None, str(pair.instruct), device="cpu", dtype="float32").why_plain is None
 
 
 @pytest.mark.parametrize("spoil", [lambda tensors: tensors.pop(stored(tensors)),

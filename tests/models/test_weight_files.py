@@ -25,6 +25,8 @@ from refusals import (
 from safetensors.torch import load_file, save_file
 from sparse_checkpoint import write_checkpoint
 
+from data_engine.models.auto.weights.loading import QUANTISED
+from data_engine.models.checkpoints.weight_files import FLOATS
 from data_engine.models.native import llava
 
 
@@ -181,3 +183,10 @@ def test_another_shape_between_the_check_and_the_reading_is_an_error_that_names_
     for file in folder.glob("*.safetensors"):
         save_file({name: torch.zeros(3) for name in load_file(file)}, file)
     assert "changed while it was read" in told(lambda: blueprint.fill(torch.device("cpu"), torch.float32))
+
+
+def test_floats_that_are_read_are_told_from_quantised_weights_by_their_names():
+    """As safetensors names them, float64 too, and torch."""
+    assert not list(filter(QUANTISED.fullmatch, [*FLOATS, "torch.float16", "torch.float64", "I64", "torch.int64"]))
+    packed = ["F4", "F6_E2M3", "F6_E3M2", "F8_E4M3", "I8", "U8", "U32", "torch.uint8", "torch.float8_e5m2"]
+    assert all(map(QUANTISED.fullmatch, packed))

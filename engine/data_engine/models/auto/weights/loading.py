@@ -31,7 +31,7 @@ from data_engine_kernels import CannotLaunch
 log = logging.getLogger(__name__)
 
 # As safetensors, or torch, spells them: weights in these are packed or scaled.
-QUANTISED = re.compile(r"[UI]8|U32|F8_.*|F[46].*|torch\.(u?int8|float8.*|float4.*)")
+QUANTISED = re.compile(r"[UI]8|U32|F4|F[68]_.*|torch\.(u?int8|float8.*|float4.*)")
 
 
 def check_weights(folder: Path, headed: bool = False) -> None:
