@@ -1,5 +1,6 @@
 """The head of a reward model in the files of a checkpoint: where it may stand, and what is refused by name."""
 
+import json
 import re
 import shutil
 
@@ -43,12 +44,18 @@ def test_a_head_gives_the_number_that_is_worked_out_by_hand():
 
 
 @pytest.mark.parametrize(
-    "place", ["among the weights", "in a file of its own", "of a sequence classifier", "in bfloat16"]
+    "place",
+    ["among the weights", "in a file of its own", "in a file of the index", "of a sequence classifier", "in bfloat16"],
 )
 def test_a_head_is_read_where_trainers_save_it(plain, tmp_path, place):
     bias = 0.25
     if place == "in a file of its own":
         folder = apart(plain, tmp_path / "scalar", HEAD)
+    elif place == "in a file of the index":
+        folder = apart(plain, tmp_path / "scalar", HEAD)
+        shard = (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+        names = dict.fromkeys(load_file(shard), shard.name) | dict.fromkeys(HEAD, "value_head.safetensors")
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
     elif place == "of a sequence classifier":
         folder, bias = judges.with_tensors(plain, tmp_path / "scalar", {"score.weight": WEIGHT}), 0.0
     elif place == "in bfloat16":

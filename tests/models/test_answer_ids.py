@@ -51,6 +51,8 @@ def test_a_tokenizer_that_puts_a_space_before_texts_puts_none_before_an_answer(t
     assert chat.answer_ids(asked(0, "Who?", start="It is"), "Two") == piece(["Two", "</s>"])
     assert chat.answer_ids(asked(0, "Who?", start="It is"), " cats") == piece(["▁cats", "</s>"])
     assert chat.answer_ids(asked(0, "Who?"), "Two</s>") == piece(["▁Two", "<", "/", "s", ">", "</s>"])
+    # transformers would take spaces before commas out of the text.
+    assert chat.text(chat.answer_ids(asked(0, "Who?"), "Two , cats")) == "Two , cats"
     # The whole prompt with the answer has the same ids in its end.
     whole = chat._tokenizer.encode("USER: Who? ASSISTANT: Two cats", add_special_tokens=False)
     assert whole[-2:] == piece(["▁Two", "▁cats"])

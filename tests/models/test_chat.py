@@ -167,6 +167,15 @@ def test_conversations_with_other_images_or_texts_before_them_share_nothing(othe
         chats("qwen3_vl").shared([asked(0, "Who?"), other], PICTURES)
 
 
+def test_conversations_of_a_template_with_pictures_behind_the_texts_share_none(folders):
+    texts, images = "{% if c.type == 'text' %}{{ c.text }}{% endif %}", "{% if c.type == 'image' %}IMAGE{% endif %}"
+    each = "{% for c in m.content %}PART{% endfor %}".replace
+    source = "{% for m in messages %}" + each("PART", texts) + each("PART", images) + "\n{% endfor %}"
+    chat = Chat.load(folders("qwen2_5_vl"), ChatSettings(source.replace("IMAGE", "<|image_pad|>")))
+    with pytest.raises(UserError, match="differ before the end of the last image's tokens"):
+        chat.shared([asked(0, "Is it a cat?"), asked(0, "Is it a dog?")], PICTURES)
+
+
 # What is known of a checkpoint
 
 
@@ -218,6 +227,12 @@ def test_the_vocabulary_tells_tokenizers_apart(chats, tmp_path):
     config, processor = chat_folders.qwen3_vl()
     processor.tokenizer.add_tokens(["<more>"])
     assert Chat.load(chat_folders.saved((config, processor), tmp_path)).vocabulary != chats("qwen3_vl").vocabulary
+
+
+def test_a_short_side_is_known_where_the_long_side_follows_it(chats):
+    """Qwen's `size` has numbers of pixels under the names of both sides, Idefics' the long side alone."""
+    assert chats("llava").shortest_edge == 28
+    assert [chats(name).shortest_edge for name in ("qwen3_vl", "gemma3", "idefics3")] == [None] * 3
 
 
 def test_the_image_processor_is_pillows(chats):

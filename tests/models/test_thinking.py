@@ -49,6 +49,8 @@ def test_what_stands_behind_the_mark_is_the_answer(opens):
     assert opens.read_answer(WHO, [*bytes_of("Two cats."), end]) == ReadAnswer(None, "Two cats.<|im_end|>", 10)
     assert opens.read_answer(WHO, bytes_of("Hm")).text is None
     assert opens.read_answer(WHO, [*bytes_of("Hm"), *mark]) == ReadAnswer("", "Hm</think>", 2 + len(mark))
+    # The beginning of the answer may have ended the thought.
+    assert opens.read_answer(asked(0, "Who?", start="Hm.</think>"), bytes_of("Two")) == ReadAnswer("Two")
     # What is cut within a letter of several bytes is no trouble.
     assert opens.read_answer(WHO, [*bytes_of("é")[:1], *mark, *bytes_of("Two é")[:-1]]).text.startswith("Two ")
 

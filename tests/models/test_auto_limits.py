@@ -1,0 +1,79 @@
+"""What a model of transformers takes, by its configuration: pictures, prompts that are shared, and embeddings."""
+
+import pytest
+from PIL import Image
+from transformers import IdeficsConfig, Llama4TextConfig, PreTrainedConfig, Qwen2Config
+
+from data_engine.models.auto.limits import check_size, fast_positions, num_embeddings
+from data_engine.questions.images import BadImage
+
+CONTEXT = 1000
+
+
+def llama4(**own: object) -> Llama4TextConfig:
+    return Llama4TextConfig(max_position_embeddings=CONTEXT, **own)
+
+
+def rope(kind: str, **own: object) -> Qwen2Config:
+    told = {"rope_type": kind, "factor": 2.0, "rope_theta": 10000.0, **own}
+    return Qwen2Config(max_position_embeddings=CONTEXT, rope_parameters=told)
+
+
+def by_kind_of_layer(original: int) -> PreTrainedConfig:
+    """As Gemma 3's: a table for each kind of layer."""
+    tables = {"sliding": {"rope_type": "default"}, "full": rope("dynamic", original_max_position_embeddings=original)}
+    tables["full"] = tables["full"].rope_parameters
+    return PreTrainedConfig(max_position_embeddings=CONTEXT, rope_parameters=tables)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (rope("default"), CONTEXT),
+        (rope("dynamic", original_max_position_embeddings=300), 300),
+        # Without that number, the table grows from the context on.
+        (rope("dynamic"), CONTEXT),
+        # A table of another kind is the same wherever a prompt ends.
+        (rope("yarn", original_max_position_embeddings=300), CONTEXT),
+        (by_kind_of_layer(300), 300),
+        (llama4(attn_temperature_tuning=True, floor_scale=300), 300),
+        (llama4(attn_temperature_tuning=True, floor_scale=8192), CONTEXT),
+        (llama4(attn_temperature_tuning=False, floor_scale=300), CONTEXT),
+    ],
+)  # fmt: skip
+def test_prompts_are_shared_up_to_where_places_are_counted_otherwise(config, expected):
+    assert fast_positions(config) == expected
+
+
+def test_embeddings_are_those_of_both_tables_of_idefics():
+    small = {"num_hidden_layers": 1, "intermediate_size": 16}
+    config = IdeficsConfig(
+        vocab_size=100, additional_vocab_size=3, hidden_size=16, num_attention_heads=2, **small,
+        vision_config={"embed_dim": 16, "image_size": 28, "patch_size": 14, "num_attention_heads": 2, **small},
+        perceiver_config={"resampler_depth": 1, "resampler_n_heads": 2, "resampler_head_dim": 8},
+    )  # fmt: skip
+    assert num_embeddings(config, 100) == 103
+
+
+@pytest.mark.parametrize(
+    ("size", "shortest_edge", "told"),
+    [
+        ((4, 4), 336, None),
+        ((10, 3), 336, "image is 10 x 3 pixels; this model needs at least 4 on each side"),
+        ((1000, 1000), None, None),
+        ((1100, 1000), None, "source image 1100 x 1000 has 1.1 megapixels, max_megapixels is 1"),
+        # A processor that makes the short side 100 pixels long makes the other one 50,000.
+        ((4, 2000), None, None),
+        ((4, 2000), 20, None),
+        ((4, 2000), 100, "resized image 100 x 50000 has 5.0 megapixels, max_megapixels is 1"),
+    ],
+)
+def test_pictures_of_which_a_processor_would_make_too_much_or_nothing_are_refused(size, shortest_edge, told):
+    def check() -> None:
+        check_size(Image.new("RGB", size), shortest_edge, 1)
+
+    if told is None:
+        check()
+    else:
+        with pytest.raises(BadImage, match=f"^{told}"):
+            check()
