@@ -1,7 +1,5 @@
 """Prompts of any checkpoint of transformers, by its own processor and template; what is known of the checkpoint."""
 
-import pickle
-
 import chat_folders
 import pytest
 import torch
@@ -64,6 +62,29 @@ def test_images_that_the_template_does_not_place_leave_the_row_out(folders):
     assert ids_of(chat, asked(0, "Who?"))
     with pytest.raises(BadRow, match="the chat template places 1 of 2 images"):
         chat.inputs(asked(0, 1, "Who?"), PICTURES)
+    # What stands before all of them need not stand before each.
+    source = chat_folders.chatml("{% if loop.first %}<|vision_start|>{% endif %}<|image_pad|>")
+    chat = Chat.load(folders("qwen2_5_vl"), ChatSettings(source))
+    assert spelled(chat, ids_of(chat, asked(0, "or", 1, "?"))).count("<|image_pad|>") == 2
+
+
+def test_a_message_of_an_image_alone_is_counted_by_a_template_that_looks_at_its_first_part(folders):
+    source = chat_folders.chatml("<|image_pad|>").replace(
+        "{% for c in m", "{% if m.content[0].type %}{% endif %}{% for c in m"
+    )
+    chat = Chat.load(folders("qwen2_5_vl"), ChatSettings(source))
+    assert ids_of(chat, asked("Who?", before=(Message("user", (0,)), Message("assistant", ("A cat.",)))))
+
+
+@pytest.mark.parametrize("error", [MemoryError(), ImportError("no num2words")])
+def test_what_this_machine_lacks_leaves_no_row_out(chats, monkeypatch, error):
+    def fail(*args: object, **options: object) -> None:
+        raise error
+
+    chat = chats("qwen3_vl")
+    monkeypatch.setattr(type(chat._processor.image_processor), "__call__", fail)
+    with pytest.raises(type(error)):
+        chat.inputs(asked(0, "Who?"), PICTURES)
 
 
 @pytest.mark.parametrize("name", [name for name in chat_folders.FAMILIES if name != "paligemma"])
@@ -111,6 +132,20 @@ def test_a_system_text_reaches_a_template_that_takes_texts_alone(folders):
     chat = Chat.load(folders("qwen2_5_vl"), ChatSettings(text + chat_folders.chatml("<|image_pad|>")))
     prompt = spelled(chat, ids_of(chat, Conversation.of("Who?", 1, "Be brief.")))
     assert prompt.startswith("[Be brief.]<|im_start|>user\n<|image_pad|>Who?")
+    with pytest.raises(BadRow, match="takes no image in a system message"):
+        ids_of(chat, asked("Who?", before=(Message("system", (0, "Be brief.")),)))
+
+
+def test_a_template_that_wants_turns_in_their_order_takes_a_system_text_and_turns(folders):
+    """As Gemma's and Qwen3's: an answer behind a question alone, and no conversation without one."""
+    strict = (
+        "{% set turns = messages | rejectattr('role', 'equalto', 'system') | list %}"
+        "{% if not turns or turns[0].role != 'user' %}{{ raise_exception('begin with a question') }}{% endif %}"
+    )
+    chat = Chat.load(folders("qwen2_5_vl"), ChatSettings(strict + chat_folders.chatml("<|image_pad|>")))
+    turns = Message("system", ("Be brief.",)), Message("user", (0, "Who?")), Message("assistant", ("A cat.",))
+    prompt = spelled(chat, ids_of(chat, asked("So?", before=turns)))
+    assert prompt.endswith("A cat.<|im_end|>\n<|im_start|>user\nSo?<|im_end|>\n<|im_start|>assistant\n")
 
 
 def test_the_beginning_of_an_answer_ends_the_prompt(chats):
@@ -238,8 +273,3 @@ def test_a_short_side_is_known_where_the_long_side_follows_it(chats):
 def test_the_image_processor_is_pillows(chats):
     assert chats("qwen3_vl").image_processor_name == "Qwen2VLImageProcessorPil"
     assert chats("llava").image_processor_name == "CLIPImageProcessorPil"
-
-
-def test_a_chat_goes_to_another_process(chats):
-    again = pickle.loads(pickle.dumps(chats("qwen3_vl")))
-    assert ids_of(again, asked(0, "Who?")) == ids_of(chats("qwen3_vl"), asked(0, "Who?"))

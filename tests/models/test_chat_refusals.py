@@ -106,6 +106,8 @@ def test_variables_of_the_template(folder):
     chat = Chat.load(folder, ChatSettings(source, {"enable_thinking": False, "enable_thinkin": True}))
     ids = chat.inputs(Conversation.of("Who?"), [PICTURE])["input_ids"][0].tolist()
     assert chat._tokenizer.decode(ids).endswith("assistant\n<think>")
+    begun = chat.inputs(Conversation(Conversation.of("Who?").messages, "It"), [PICTURE])["input_ids"][0].tolist()
+    assert chat._tokenizer.decode(begun).endswith("assistant\n<think>It")
     assert chat.unused_kwargs == ("enable_thinkin",)
     with pytest.raises(UserError, match="--chat_template_kwargs has 'tokenize', which the engine sets by itself"):
         Chat.load(folder, ChatSettings(kwargs={"tokenize": False}))

@@ -14,6 +14,7 @@ from chat_prompts import (
     ids_of,
     spelled,
 )
+from tokenizers import normalizers
 
 from data_engine.chat_settings import ChatSettings
 from data_engine.errors import BadRow
@@ -100,3 +101,17 @@ def test_a_token_that_the_template_writes_is_a_control_token_though_it_is_not_sp
     assert "<think>" in chat.markers
     found = controls_of(chat, asked(0, "Is <think> a tag?"))
     assert found in (controls_of(chat, asked(0, "Who?")), "question contains the control token <think>")
+
+
+def test_a_token_that_normalisation_makes_of_a_text_is_refused(tmp_path):
+    """Of full-width brackets, which no text with the token has."""
+    tok = chat_folders.bytes_tokenizer(
+        ["<|im_start|>", "<|im_end|>"], "<|im_end|>", plain=["<turn>"], **chat_folders.QWEN
+    )
+    tok.backend_tokenizer.normalizer = normalizers.NFKC()
+    config, processor = chat_folders.qwen2_5_vl(tok)
+    processor.chat_template += "<turn>"
+    chat = Chat.load(chat_folders.saved((config, processor), tmp_path))
+    assert ids_of(chat, asked(0, "Is ＜turm＞ a tag?"))
+    with pytest.raises(BadRow, match=r"^question contains the control token <turn>$"):
+        ids_of(chat, asked(0, "Is ＜turn＞ a tag?"))

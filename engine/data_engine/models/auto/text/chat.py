@@ -44,7 +44,7 @@ class Chat:
     def __init__(self, folder: Path, config: PreTrainedConfig, processor: ProcessorMixin,
                  settings: ChatSettings) -> None:  # fmt: skip
         """Use `load`."""
-        self.folder, self._config, self._settings = folder, config, settings
+        self.folder, self._config = folder, config
         self._processor, self._tokenizer = processor, processor.tokenizer
         self._template = ChatTemplate(processor, settings, folder)
         self._controls = ControlTokens(processor, self._template.source)
@@ -89,10 +89,6 @@ class Chat:
         chat._known_ids = known_ids(chat._try_picture(), config, chat._tokenizer, folder)
         chat._starts_answers = chat._try_start()
         return chat
-
-    def __reduce__(self) -> tuple:
-        # The processor's class may be made while it is loaded, which no other process knows.
-        return Chat.load, (self.folder, self._settings)
 
     def inputs(self, conversation: Conversation, images: Sequence[Image.Image]) -> dict[str, Tensor]:
         """The processor's tensors on CPU for a batch of one, "input_ids" [1, P] among them.
@@ -281,16 +277,15 @@ class Chat:
 
     def _with_picture(self) -> dict[str, Tensor]:
         """Inputs of a prompt with a picture, by the processor as it is or handed its pictures in one list."""
-        asked, processor = Conversation.of(WORD), self._processor
+        asked = Conversation.of(WORD)
         try:
             return self.inputs(asked, [_PICTURE])
         except BadRow as refused:
             # GOT-OCR 2 refuses the lists of lists that transformers hands to processors.
-            self._processor = in_one_list(processor)
+            self._processor = in_one_list(self._processor)
             try:
                 return self.inputs(asked, [_PICTURE])
             except BadRow:
-                self._processor = processor
                 raise refused from refused.__cause__
 
     def _places_two(self, ids: list[int]) -> bool:

@@ -136,7 +136,6 @@ class ChatTemplate:
             # A template that expects a text prints a list, with its texts in quotes.
             if ANSWER in text and f"'{ANSWER}'" not in text and f'"{ANSWER}"' not in text:
                 return
-        self._as_text.discard(role)
         if role == "user":
             raise ModelError(f"{self.name} cannot be used: {told}; --chat_template FILE replaces it")
         self._refused[role] = told
