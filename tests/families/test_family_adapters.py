@@ -61,13 +61,14 @@ def write(folder: Path, base: Path, parameters: dict, rename=lambda name: name) 
     return folder, {name: adapters.added(parameters[name], *pair) for name, pair in pairs.items()} | whole
 
 
-@pytest.mark.parametrize("names", ["old", "new"])
+@pytest.mark.parametrize("names", ["old", "new", "inner"])
 @pytest.mark.parametrize("name", named(OLD))
 def test_every_weight_is_what_the_formula_gives(checkpoints, tmp_path, name, names):
     checkpoint = checkpoints(name)
     before = {name: value.detach() for name, value in checkpoint.built.named_parameters()}
-    rename = (lambda one: old_name(name, one)) if names == "old" else lambda one: one
-    adapter, changed = write(tmp_path / "adapter", checkpoint.folder, before, rename)
+    # Of the model without its head, as AutoModel has it.
+    renames = {"old": lambda one: old_name(name, one), "inner": lambda one: one.removeprefix("model.")}
+    adapter, changed = write(tmp_path / "adapter", checkpoint.folder, before, renames.get(names, lambda one: one))
     assert any("vis" in one for one in changed)
     folder = model_folder(str(adapter))
     check_weights(folder)

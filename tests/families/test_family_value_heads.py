@@ -132,3 +132,11 @@ def test_the_output_layer_alone_may_be_missing_and_of_a_reward_model_alone(plain
     lacking = judges.with_tensors(folder, tmp_path / "lacking", {}, (inner,))
     with pytest.raises(ModelError, match=r"lacks .*q_proj\.weight"):
         check.check_weights(lacking, "auto", headed=True)
+
+
+def test_weights_that_a_model_does_not_use_are_told(plain, tmp_path, caplog):
+    """Those of a reward model's head, where it is to answer."""
+    folder = judges.with_tensors(plain, tmp_path / "scalar", HEAD)
+    load_model(None, str(folder), device="cpu", dtype="float32")
+    told = "holds weights that the model does not use: v_head.summary.bias, v_head.summary.weight"
+    assert [one for one in caplog.messages if "not use" in one] == [f"{folder} {told}"]
