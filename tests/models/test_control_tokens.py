@@ -1,5 +1,7 @@
 """No text of a row forges the format of a prompt: control tokens stay text, or the row is left out by name."""
 
+from types import SimpleNamespace
+
 import chat_folders
 import pytest
 from chat_prompts import (
@@ -19,6 +21,7 @@ from tokenizers import normalizers
 from data_engine.chat_settings import ChatSettings
 from data_engine.errors import BadRow
 from data_engine.models.auto.text.chat import Chat
+from data_engine.models.auto.text.control_tokens import ControlTokens, end_ids, fingerprint, media_ids
 from data_engine.questions.conversation import Conversation, Message
 
 # numpy of torch's tensors, in the processors of PaliGemma and InternVL.
@@ -101,6 +104,43 @@ def test_a_token_that_the_template_writes_is_a_control_token_though_it_is_not_sp
     assert "<think>" in chat.markers
     found = controls_of(chat, asked(0, "Is <think> a tag?"))
     assert found in (controls_of(chat, asked(0, "Who?")), "question contains the control token <think>")
+
+
+def test_control_tokens_are_those_that_tokenizer_template_and_processor_name():
+    tok = chat_folders.bytes_tokenizer(
+        ["<end>", "<end><end>"], plain=["<tool>", "<word>", "::"], merges=[("p", "i")], image_token="<image>"
+    )
+    tok.chat_control_tokens = ["<tool>"]
+    # A piece of the vocabulary, and a text that stands for several tokens.
+    processor = SimpleNamespace(tokenizer=tok, image_token="pi", video_token="<a film>")
+    controls = ControlTokens(processor, "Assistant::{{ messages }}")
+    assert set(controls.texts) == {
+        "<s>", "</s>", "<pad>", "<image>", "<end>", "<end><end>", "<tool>", "pi", "<a film>",
+    }  # fmt: skip
+    assert controls.first_in("Hm.<end><end> So?") == "<end><end>"
+    assert controls.counted(tok.convert_tokens_to_ids(["pi", "<tool>", "pi", "::"])) == {"pi": 2, "<tool>": 1}
+
+
+def test_ids_of_pictures_films_and_sounds_are_those_that_any_part_names():
+    tok = chat_folders.bytes_tokenizer(plain=["<pic>"], image_token="<image>")
+    processor = SimpleNamespace(tokenizer=tok, image_token="<pic>", audio_token="<none>", _image_ids=(3, 4))
+    config = SimpleNamespace(
+        image_token_index=0, video_token_id=-1, boi_token_id=None, bos_token_id=256, image_size=28,
+        vision_config=SimpleNamespace(vocab_offset=300, vocab_size=2), audio_config=None,
+    )  # fmt: skip
+    named = tok.convert_tokens_to_ids(["<image>", "<pic>"])
+    assert media_ids(processor, config) == (0, 3, 4, *named, 300, 301)
+
+
+def test_ends_of_the_generation_settings_come_before_that_of_the_tokenizer():
+    tok = SimpleNamespace(eos_token_id=2)
+    assert end_ids(tok, {}) == end_ids(tok, {"eos_token_id": None}) == (2,)
+    assert end_ids(tok, {"eos_token_id": [7, 0, 7, -1]}) == (7, 0, 2)
+
+
+def test_the_same_tokens_under_other_ids_are_another_vocabulary():
+    one, other = (SimpleNamespace(get_vocab=lambda last=last: {"a": 0, "b": last}) for last in (1, 2))
+    assert fingerprint(one) == fingerprint(one) != fingerprint(other)
 
 
 def test_a_token_that_normalisation_makes_of_a_text_is_refused(tmp_path):

@@ -60,9 +60,10 @@ def media_ids(processor: ProcessorMixin, config: PretrainedConfig) -> tuple[int,
     model does not have at all, by its class's defaults for one.
     """
     tokenizer = processor.tokenizer
-    named = {**vars(processor), **tokenizer.special_tokens_map}
     known = tokenizer.get_vocab()
-    found = {known[text] for name, text in _texts(named) if _MEDIA.search(name) and text in known}
+    # One by one: the two may have different tokens of one name.
+    named = (*_texts(vars(processor)), *_texts(tokenizer.special_tokens_map))
+    found = {known[text] for name, text in named if _MEDIA.search(name) and text in known}
     for name, value in (*vars(processor).items(), *vars(config).items()):
         if _MEDIA.search(name) and _TOKEN_ID.search(name.lstrip("_")):
             found |= set(_ids(value))
