@@ -6,7 +6,9 @@ import thinking
 from chat_prompts import asked, bytes_of, ids_of
 
 from data_engine.chat_settings import ChatSettings
+from data_engine.models.auto.model import Auto
 from data_engine.models.auto.text.chat import Chat
+from data_engine.models.auto.text.thought_marks import marks_of, require_ends
 from data_engine.models.checkpoints.json_files import ModelError
 from data_engine.questions.conversation import Conversation, Message
 from data_engine.questions.thoughts import ReadAnswer
@@ -120,6 +122,42 @@ def test_marks_of_other_spellings_come_from_the_template_and_the_tokenizer(tmp_p
     assert found == ReadAnswer("Two", f"Hm{ends}", 2 + len(mark))
     # Another model's marks become its own.
     assert chat.answer_ids(WHO, "<think>\nHm</think>Two")[:-1] == [*bytes_of("Hm"), *mark, *bytes_of("Two")]
+
+
+def test_marks_of_a_template_come_before_those_of_its_tokenizer_alone_and_those_that_any_may_write():
+    tok = chat_folders.bytes_tokenizer(plain=["<reason>", "</reason>", "</thought>"])
+    assert marks_of("<thinking>{{ m }}</thinking> <thought> ◁/think▷", tok) == (
+        # Ended in the template, one of them named by its end alone; then by tokens.
+        ("<thinking>", "</thinking>"), ("◁think▷", "◁/think▷"), ("<reason>", "</reason>"), ("<thought>", "</thought>"),
+        ("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<|channel>", "<channel|>"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("template", "told", "own"),
+    [
+        # As the template ends it, though another end were likelier, and though it is of several tokens.
+        ("<|think|> </|think|>", "<|think|>", ("<|think|>", "</|think|>")),
+        # By what the prompt says alone, as one ends a tag.
+        ("", "assistant\n<reasoning>\n", ("<reasoning>", "</reasoning>")),
+    ],
+)
+def test_an_opened_thought_has_the_end_that_is_written_or_the_likeliest(template, told, own):
+    tok = chat_folders.bytes_tokenizer()
+    found = require_ends(told, marks_of(template, tok), tok, "the template")
+    assert found[0] == own
+    assert [one for one in found if one.opens == own[0]] == [own]
+
+
+def test_what_is_known_of_thoughts_without_weights_is_what_the_prompts_know(tmp_path):
+    folder = qwen(tmp_path, thinking.opening("<|image_pad|>", "[THINK]", "[/THINK]"))
+    side, chat = Auto.text_side(folder, ChatSettings(None, {"enable_thinkin": True})), Chat.load(folder)
+    assert side.thought_marks == chat.thought_marks
+    assert side.thought_marks[0] == ("[THINK]", "[/THINK]")
+    assert side.markers == side.control_tokens == chat.markers
+    assert side.unused_kwargs == ("enable_thinkin",)
+    assert (side.vocabulary, side.image_processor) == (chat.vocabulary, chat.image_processor_name)
+    assert side.read_answer(WHO, chat.answer_ids(WHO, "Two")).text == "Two"
 
 
 def test_a_prompt_that_only_speaks_of_thoughts_opens_none(tmp_path):
