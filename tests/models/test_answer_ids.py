@@ -80,6 +80,38 @@ def test_an_answer_ends_with_the_next_turn_where_the_generation_settings_say_so(
     assert Chat.load(folder).answer_ids(asked(0, "Who?"), "Two") == [*bytes_of("Two"), turn]
     folder = chat_folders.saved((config, processor), tmp_path / "one", end)
     assert Chat.load(folder).answer_ids(asked(0, "Who?"), "Two") == [*bytes_of("Two"), end]
+    # Else with the tokenizer's end, and without one with the first of the settings.
+    pad = processor.tokenizer.pad_token_id
+    folder = chat_folders.saved((config, processor), tmp_path / "another", [pad, end])
+    assert Chat.load(folder).answer_ids(asked(0, "Who?"), "Two")[-1] == end
+    processor.tokenizer.eos_token = None
+    folder = chat_folders.saved((config, processor), tmp_path / "none", [pad, end])
+    assert Chat.load(folder).answer_ids(asked(0, "Who?"), "Two")[-1] == pad
+
+
+def test_an_answer_ends_with_the_first_end_that_the_template_writes_behind_it(tmp_path):
+    tok = chat_folders.bytes_tokenizer(["<turn>"], plain=["<word>"], **chat_folders.QWEN)
+    config, processor = chat_folders.qwen2_5_vl(tok)
+    processor.chat_template = chat_folders.template("<turn>", "", "<turn>", "<|image_pad|>", close="<word><turn></s>")
+    word, turn, end = tok.convert_tokens_to_ids(["<word>", "<turn>", "</s>"])
+    chat = Chat.load(chat_folders.saved((config, processor), tmp_path, end))
+    # One that is not special is no end, and a token all the same.
+    assert chat.eos_token_ids == (end, turn)
+    assert chat.answer_ids(asked(0, "Who?"), "Two") == [*bytes_of("Two"), word, turn]
+    assert chat.answer_ids(asked(0, "Who?"), "A <turn>") == [*bytes_of("A <turn>"), word, turn]
+
+
+def test_nothing_is_put_around_an_answer_where_the_template_changes_the_prompt_for_it_or_writes_it_twice(folders):
+    """A prompt that ends with words of its own, which the header of an earlier answer does not have."""
+    source = chat_folders.chatml("<|image_pad|>")
+    text = "{% if m.content is string %}{{ m.content }}"
+    for changed in (
+        source.replace("assistant\n", "assistant\nAnswer: "),
+        source.replace(text, "{% if m.role == 'assistant' %}{{ m.content }}{% endif %}" + text),
+    ):
+        assert changed != source
+        chat = Chat.load(folders("qwen2_5_vl"), ChatSettings(changed))
+        assert chat.answer_ids(asked(0, "Who?"), "Two") == [*bytes_of("Two"), *chat.eos_token_ids]
 
 
 def test_thoughts_of_an_answer_are_tokens_and_those_of_the_template_are_not_doubled(folders):

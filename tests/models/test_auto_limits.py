@@ -1,10 +1,15 @@
 """What a model of transformers takes, by its configuration: pictures, prompts that are shared, and embeddings."""
 
+import threading
+
 import pytest
 from PIL import Image
 from transformers import IdeficsConfig, Llama4TextConfig, PreTrainedConfig, Qwen2Config
 
 from data_engine.models.auto.limits import check_size, fast_positions, num_embeddings
+from data_engine.models.auto.model import Auto
+from data_engine.models.auto.text.prompts import AutoPrompts
+from data_engine.questions.conversation import Conversation
 from data_engine.questions.images import BadImage
 
 CONTEXT = 1000
@@ -77,3 +82,19 @@ def test_pictures_of_which_a_processor_would_make_too_much_or_nothing_are_refuse
     else:
         with pytest.raises(BadImage, match=f"^{told}"):
             check()
+
+
+def test_every_way_to_a_prompt_looks_at_the_size_of_its_pictures(folders, chats):
+    model = object.__new__(Auto)
+    vars(model).update(chat=chats("llava"), layers=(), why_plain=None, reads_ahead=False, _needs_pixels=False,
+                       _one_at_a_time=threading.Lock())  # fmt: skip
+    asked = Conversation.of("Who?")
+    for make in (
+        lambda picture: model.prompt(asked, [picture], True, 64),
+        lambda picture: model.prompts([asked], [picture], True, 64),
+        lambda picture: model.shared_prompt([asked, Conversation.of("What?")], [picture], 64),
+        lambda picture: AutoPrompts(folders("llava")).prompt(asked, [picture], True, 64),
+    ):
+        assert make(Image.new("RGB", (4, 10)))
+        with pytest.raises(BadImage, match="this model needs at least 4 on each side"):
+            make(Image.new("RGB", (3, 10)))

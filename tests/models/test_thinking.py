@@ -89,6 +89,8 @@ def test_a_template_that_opens_nothing_leaves_it_to_the_answer(tmp_path):
     assert chat.read_answer(WHO, ids[:2]).text is None
     # A text whose thought began in another model's prompt.
     assert chat.answer_ids(WHO, "Hm</think>Two")[:-1] == ids
+    # One that opens its own behind a line feed.
+    assert chat.answer_ids(WHO, "\n<think>Hm</think>Two")[:-1] == [*bytes_of("\n"), *ids]
 
 
 def test_an_answer_without_a_thought_ends_the_open_one_where_the_template_writes_none(tmp_path):
@@ -99,7 +101,14 @@ def test_an_answer_without_a_thought_ends_the_open_one_where_the_template_writes
     ids = chat.answer_ids(WHO, "Two")
     assert ids[:-1] == [done, *bytes_of("Two")]
     assert chat.read_answer(WHO, ids) == ReadAnswer("Two", "</think>", 1)
-    assert chat.answer_ids(WHO, "<think>Hm</think>Two")[:-1] == [*bytes_of("Hm"), done, *bytes_of("Two")]
+    for thought in ("Hm", "\nHm"):
+        ids = chat.answer_ids(WHO, f"<think>{thought}</think>Two")
+        assert ids[:-1] == [*bytes_of(thought), done, *bytes_of("Two")]
+
+
+def test_what_a_template_writes_before_an_answer_that_is_no_thought_stays_there(chats):
+    text = "<think>Hm</think>Two"
+    assert chats("llava").answer_ids(WHO, text)[:-1] == bytes_of(f" {text}")
 
 
 @pytest.mark.parametrize(

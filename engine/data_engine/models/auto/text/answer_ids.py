@@ -92,6 +92,10 @@ def encode(tokenizer: PreTrainedTokenizerBase, controls: ControlTokens, around: 
 
     Raises BadRow where the tokenizer makes a control token of the text in any case.
     """
+    # Those that the template writes behind the answer are tokens, as in training.
+    if controls.first_in(around.after):
+        *ids, end = encode(tokenizer, controls, replace(around, after=""), answer)
+        return [*ids, *_behind(tokenizer, "x", around.after), end]
     before, text = around.before, answer + around.after
     if not any(token in text for token in controls.texts if not around.is_mark(token)):
         return [*_behind(tokenizer, around.prompt, before + text), around.end]
