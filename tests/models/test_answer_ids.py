@@ -98,7 +98,8 @@ def test_an_answer_ends_with_the_first_end_that_the_template_writes_behind_it(tm
     # One that is not special is no end, and a token all the same.
     assert chat.eos_token_ids == (end, turn)
     assert chat.answer_ids(asked(0, "Who?"), "Two") == [*bytes_of("Two"), word, turn]
-    assert chat.answer_ids(asked(0, "Who?"), "A <turn>") == [*bytes_of("A <turn>"), word, turn]
+    for text in ("A <turn>", "A <word>"):
+        assert chat.answer_ids(asked(0, "Who?"), text) == [*bytes_of(text), word, turn]
 
 
 def test_nothing_is_put_around_an_answer_where_the_template_changes_the_prompt_for_it_or_writes_it_twice(folders):
@@ -124,6 +125,9 @@ def test_thoughts_of_an_answer_are_tokens_and_those_of_the_template_are_not_doub
     think, done = chat._tokenizer.convert_tokens_to_ids(["<think>", "</think>"])
     assert chat.answer_ids(asked(0, "Who?"), "Two") == [
         think, *bytes_of("\n\n"), done, *bytes_of("\n\nTwo"), chat.eos_token_ids[0]
+    ]  # fmt: skip
+    assert chat.answer_ids(asked(0, "Who?"), "Two<|im_end|>") == [
+        think, *bytes_of("\n\n"), done, *bytes_of("\n\nTwo<|im_end|>"), chat.eos_token_ids[0]
     ]  # fmt: skip
     assert chat.answer_ids(asked(0, "Who?"), "<think>Hm</think>Two") == [
         think, *bytes_of("Hm"), done, *bytes_of("Two"), chat.eos_token_ids[0]

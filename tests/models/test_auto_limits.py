@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 from transformers import IdeficsConfig, Llama4TextConfig, PreTrainedConfig, Qwen2Config
 
+from data_engine.errors import UserError
 from data_engine.models.auto.limits import check_size, fast_positions, num_embeddings
 from data_engine.models.auto.model import Auto
 from data_engine.models.auto.text.prompts import AutoPrompts
@@ -98,3 +99,10 @@ def test_every_way_to_a_prompt_looks_at_the_size_of_its_pictures(folders, chats)
         assert make(Image.new("RGB", (4, 10)))
         with pytest.raises(BadImage, match="this model needs at least 4 on each side"):
             make(Image.new("RGB", (3, 10)))
+
+
+def test_prompts_that_are_read_in_both_directions_share_no_beginning():
+    model = object.__new__(Auto)
+    vars(model).update(reads_ahead=True)
+    with pytest.raises(UserError, match="read in both directions, so none is the beginning of another"):
+        model.shared_prompt([Conversation.of("Who?")] * 2, [Image.new("RGB", (9, 9))], 64)

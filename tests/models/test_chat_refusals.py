@@ -5,12 +5,15 @@ from fnmatch import fnmatch
 
 import chat_folders
 import pytest
+import torch
 import transformers
 from PIL import Image
 from tokenizers.processors import TemplateProcessing
+from transformers.utils import DummyObject
 
 from data_engine.chat_settings import ChatSettings
 from data_engine.errors import UserError
+from data_engine.models.auto.text import processor
 from data_engine.models.auto.text.chat import Chat
 from data_engine.models.auto.text.processor import explained
 from data_engine.models.checkpoints.json_files import ModelError
@@ -195,6 +198,34 @@ def test_a_processor_that_needs_torchvision(folder):
     rewrite(folder / "config.json", model_type="cohere2_vision")
     rewrite(folder / "processor_config.json", processor_class="Cohere2VisionProcessor",
             image_processor={"image_processor_type": "Cohere2VisionImageProcessor"})  # fmt: skip
+    assert "needs torchvision: pip install torchvision==0." in refused(folder)
+
+
+def test_the_torchvision_that_is_named_is_the_one_of_this_torch(folder, monkeypatch):
+    # As PyTorch lists its releases.
+    for torch_version, release in {"2.0.1": "0.15", "2.11.0+cpu": "0.26"}.items():
+        monkeypatch.setattr(torch, "__version__", torch_version)
+        told = str(explained(folder, ImportError("it needs torchvision")))
+        assert told == f"the processor of {folder} needs torchvision: pip install torchvision=={release}.*"
+
+
+def test_the_processor_is_the_one_that_the_folder_names_before_that_of_the_kind_of_model(tmp_path):
+    """Pixtral's configuration, for one, is LLaVA's."""
+    config = transformers.LlavaConfig()
+    (tmp_path / "processor_config.json").write_text('{"processor_class": "LlavaOnevisionProcessor"}')
+    assert processor._class(tmp_path, config) is transformers.LlavaOnevisionProcessor
+    (tmp_path / "processor_config.json").write_text("{}")
+    assert processor._class(tmp_path, config) is transformers.LlavaProcessor
+
+
+def test_a_processor_that_is_hidden_without_torchvision_is_not_replaced_by_another(folder, monkeypatch):
+    """As transformers hides Pixtral's: that of LLaVA would leave its line breaks out of prompts."""
+
+    class Hidden(metaclass=DummyObject):
+        _backends = ("torchvision",)
+
+    monkeypatch.setattr(transformers, "HiddenProcessor", Hidden, raising=False)
+    rewrite(folder / "processor_config.json", processor_class="HiddenProcessor")
     assert "needs torchvision: pip install torchvision==0." in refused(folder)
 
 

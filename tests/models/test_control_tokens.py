@@ -155,3 +155,5 @@ def test_a_token_that_normalisation_makes_of_a_text_is_refused(tmp_path):
     assert ids_of(chat, asked(0, "Is ＜turm＞ a tag?"))
     with pytest.raises(BadRow, match=r"^question contains the control token <turn>$"):
         ids_of(chat, asked(0, "Is ＜turn＞ a tag?"))
+    # An answer's are text, in the letters that the tokenizer knows.
+    assert chat.answer_ids(asked(0, "Who?"), "<turn>＜a")[:-1] == bytes_of("<turn><a")

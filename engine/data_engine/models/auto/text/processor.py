@@ -100,7 +100,8 @@ def _class(folder: Path, config: PreTrainedConfig) -> type[ProcessorMixin]:
     known = PROCESSOR_MAPPING_NAMES.get(config.model_type)
     for name in filter(None, [*names, known]):
         found = getattr(transformers, name, None)
-        if isinstance(found, type) and issubclass(found, ProcessorMixin):
+        # What stands for one that needs torchvision says so when it is used; the next class would write other prompts.
+        if isinstance(found, type) and (issubclass(found, ProcessorMixin) or getattr(found, "is_dummy", False)):
             return found
     if any("auto_map" in raw for raw in told):
         raise ModelError(f"the processor of {folder} is remote code (auto_map), which is never run")
