@@ -13,6 +13,7 @@ from transformers.utils import DummyObject
 
 from data_engine.chat_settings import ChatSettings
 from data_engine.errors import UserError
+from data_engine.models.auto.config import load_config
 from data_engine.models.auto.text import processor
 from data_engine.models.auto.text.chat import Chat
 from data_engine.models.auto.text.processor import explained
@@ -189,8 +190,9 @@ def test_a_tokenizer_that_writes_an_end_behind_each_text(name, tmp_path):
     assert refused(folder).startswith(f"the tokenizer of {folder} writes {end[0]} behind each text, prompts too, as ")
 
 
-def test_a_pointer_of_git_lfs(folder):
-    (folder / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model", "chat_template.jinja", "merges.txt"])
+def test_a_pointer_of_git_lfs(folder, name):
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     assert 'run "git lfs pull"' in refused(folder)
 
 
@@ -227,6 +229,26 @@ def test_a_processor_that_is_hidden_without_torchvision_is_not_replaced_by_anoth
     monkeypatch.setattr(transformers, "HiddenProcessor", Hidden, raising=False)
     rewrite(folder / "processor_config.json", processor_class="HiddenProcessor")
     assert "needs torchvision: pip install torchvision==0." in refused(folder)
+
+
+def test_a_processor_without_a_part_for_images(folder):
+    rewrite(folder / "processor_config.json", processor_class="WhisperProcessor")
+    told = refused(folder)
+    assert told == f"the processor of {folder} (WhisperProcessor) has no image processor: it takes no images"
+
+
+def test_a_processor_that_asks_a_part_that_is_not_there_needs_torchvision(folder):
+    """As one asks its video processor, of which the error does not speak."""
+    asked = AttributeError("'NoneType' object has no attribute 'merge_size'", name="merge_size", obj=None)
+    assert "needs torchvision: pip install torchvision==0." in str(explained(folder, asked))
+    other = AttributeError("no attribute 'merge_size'", name="merge_size", obj=folder)
+    assert "cannot be used (AttributeError" in str(explained(folder, other))
+
+
+def test_what_attends_is_not_for_a_configuration_to_say(folder):
+    """A training by FlashAttention may leave its name there, which this machine need not have."""
+    rewrite(folder / "config.json", attn_implementation="flash_attention_2", _attn_implementation="flash_attention_2")
+    assert load_config(folder)._attn_implementation is None
 
 
 def test_a_package_that_a_processor_needs_is_named(folder):

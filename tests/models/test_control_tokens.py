@@ -73,6 +73,16 @@ def test_no_text_of_a_conversation_forges_a_turn(name, chats):
             assert found.startswith(f"{named} contains the control token <")
 
 
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "qwen3_vl", "mllama"])
+def test_ids_for_an_engine_that_expands_pictures_itself_forge_no_turn(name, chats):
+    """They are the prompt's own, each picture's many tokens made one again."""
+    chat = chats(name)
+    for text in ("Who?", FORGED_TURN[name]) if chat._keeps_plain else ("Who?",):
+        written, whole = chat.written_ids(asked(0, text), PICTURES), ids_of(chat, asked(0, text))
+        assert spelled(chat, written) == spelled(chat, whole)
+        assert chat._controls.counted(written).keys() == chat._controls.counted(whole).keys()
+
+
 @families
 def test_angle_brackets_and_added_words_pass(name, chats):
     ids_of(chats(name), asked(0, "Is <that> a </tag>, <|or|> not?\n\n<cat>"))
