@@ -25,7 +25,7 @@ def decoder_config(kind: type[PretrainedConfig], raw: dict, where: Path, types: 
         raise ModelError(f"{where} has a decoder of type {raw['model_type']!r}; this family supports {kind.model_type}")
     fields = {key: value for key, value in raw.items() if key not in ("model_type", "architectures", "torch_dtype")}
     check_counts(fields, where, COUNTS)
-    return described(where, lambda: kind.from_dict(fields))
+    return described(where, lambda: kind(**fields))
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, where: Path) -> None:

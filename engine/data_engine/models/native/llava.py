@@ -64,7 +64,7 @@ IGNORED = re.compile(
 class _Modules(nn.Module):
     def __init__(self, config: LlavaConfig) -> None:
         super().__init__()
-        vision = CLIPVisionConfig.from_dict(config.vision.to_dict() | {"num_hidden_layers": config.vision_layers})
+        vision = CLIPVisionConfig(**config.vision.to_dict() | {"num_hidden_layers": config.vision_layers})
         vision._attn_implementation = "sdpa"
         config.text._attn_implementation = attention.NAME
         self.vision = CLIPVisionModel(vision)

@@ -112,7 +112,7 @@ def _clip_config(raw: dict, where: Path) -> CLIPVisionConfig:
     check_counts(raw, where, ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"))
     # The table of positions is the one thing that is made whole before a weight is read.
     check_counts(raw, where, ("image_size", "patch_size"), most=4096)
-    vision = described(where, lambda: CLIPVisionConfig.from_dict(raw))
+    vision = described(where, lambda: CLIPVisionConfig(**raw))
     if vision.patch_size > vision.image_size:
         raise ModelError(f"{where} has image_size {vision.image_size}, less than one patch of {vision.patch_size}")
     return vision
