@@ -8,6 +8,7 @@ first start chose for this machine, `places` where the dataset was found last.
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import json
 import platform
@@ -125,10 +126,16 @@ def describe(config: RunConfig, questions: Questions, bound: Mapping, **others: 
         "versions": {
             "data_engine": data_engine.__version__,
             "python": platform.python_version(),
-            **{name: version(name) for name in LIBRARIES},
+            **_library_versions(),
         },
         **others,
     }
+
+
+@functools.cache
+def _library_versions() -> Mapping[str, str]:
+    # Each is parsed out of a file of metadata, which takes longer than all else of run.json.
+    return {name: version(name) for name in LIBRARIES}
 
 
 def places(config: RunConfig) -> dict:
