@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from data_engine.questions.sources.base import refuse
 from data_engine.questions.sources.column_names import SAME_NAMES, ColumnNames
@@ -123,6 +122,9 @@ def as_type(column: pa.Array, type: pa.DataType) -> pa.Array:
 
 def list_offsets(column: pa.Array) -> list[int]:
     """Where each list of a column begins and the last one ends, among the values that flatten() gives."""
+    # Not above: no other function of Arrow is asked for before work begins, and the module takes 0.1 s to import.
+    import pyarrow.compute as pc
+
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_pylist()
     return list(itertools.accumulate(lengths, initial=0))
 
