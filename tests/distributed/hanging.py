@@ -1,8 +1,10 @@
-"""Stands in for the command line: the real engine, whose image workers hang at every picture once told to.
+"""Stands in for the command line: the real engine, whose image workers hang at every picture.
 
-They hang as a hostile file may make them, in C and off the processor, and say so in the file $HANGING.
+They hang as a hostile file may make them, in C and off the processor, and say so in the file $HANGING. The first
+picture is decoded as ever unless there is a file $HANGING-not.
 """
 
+import contextlib
 import os
 import socket
 import sys
@@ -16,7 +18,11 @@ def serve(descriptor: int) -> None:
 
     from data_engine.questions import image_workers, images
 
-    def hang(*_: object) -> None:
+    decode = images.decode
+
+    def hang(*arguments: object) -> object:
+        with contextlib.suppress(FileExistsError), open(f"{os.environ['HANGING']}-not", "x"):
+            return decode(*arguments)
         with open(os.environ["HANGING"], "a") as file:
             file.write(f"{os.getpid()}\n")
         ctypes.CDLL(None).pause()

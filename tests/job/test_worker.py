@@ -1,4 +1,7 @@
-"""The loop of one rank: which exception ends it where two do, and a unit that is published while it is claimed."""
+"""The loop of one rank: which exception ends it where two do, and a unit that is published while it is claimed.
+
+And how many processes decode its images.
+"""
 
 import contextlib
 import errno
@@ -12,6 +15,7 @@ from run_files import noise, png, write
 
 from data_engine.errors import UserError
 from data_engine.job import worker
+from data_engine.questions import image_workers, prefetch
 from data_engine.store import logs, units
 from data_engine.store.claims import Claims
 
@@ -21,6 +25,20 @@ PHOTO = png(noise((60, 40), 80))
 def exit_codes(work_dir) -> list[int]:
     lines = [json.loads(line) for path in (work_dir / "logs").iterdir() for line in path.read_text().splitlines()]
     return [line["exit_code"] for line in lines if "exit_code" in line]
+
+
+def test_the_worker_that_looked_at_the_first_rows_decodes_images_of_the_run(config, tmp_path, monkeypatch):
+    started = []
+
+    class Noted(image_workers._Worker):
+        def __init__(self, *arguments: object) -> None:
+            started.append(self)
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(image_workers, "_Worker", Noted)
+    questions = write(tmp_path / "questions.parquet", [(f"q{i}", "What is it?", PHOTO) for i in range(4)])
+    assert worker.run(config(questions)) == 0
+    assert 1 <= len(started) <= prefetch.WORKERS
 
 
 @pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), ValueError("a bug")])

@@ -128,13 +128,21 @@ class Worker:
 
     def work(self, coordination: Coordination) -> bool:
         """Publish every unit of this job's shard, up to the last step asked for; False if a signal came."""
-        todo = self._todo
         published.check(self.plan, self.claims)
         self._require_earlier()
+        with self.image_workers:
+            self._look_at_first_rows(self._todo)
+            if not self._publish_all(self._todo, coordination):
+                return False
+        self._require_earlier()
+        self.held.release()
+        return not coordination.any(bool(self.stop.wanted))
+
+    def _publish_all(self, todo: list[Stage], coordination: Coordination) -> bool:
+        """Publish what is left of the stages; False if a signal came."""
         total = len(self.plan.mine) * len(todo)
         names = [stage.name for stage in todo]
-        self._look_at_first_rows(todo)
-        with self.image_workers, Progress(
+        with Progress(
             self.plan.work_dir, names, self.plan.mine, total, self.plan.ranks
         ) as progress, self._everything_written():  # fmt: skip
             # Once, unless a unit of an earlier phase turns out to be damaged.
@@ -145,9 +153,7 @@ class Worker:
                     if coordination.any(bool(self.stop.wanted)):
                         return False
                     self._work_through(phase, coordination, progress)
-        self._require_earlier()
-        self.held.release()
-        return not coordination.any(bool(self.stop.wanted))
+        return True
 
     def lacks_units(self) -> bool:
         """Whether this start has units of its shard to publish."""
@@ -157,8 +163,7 @@ class Worker:
         """Raise UserError, before a model is loaded, where none of them can be used."""
         plan, sampling = self.plan, self.plan.stages.sampling
         if plan.ranks.rank == 0 and sampling in todo and units.missing(plan.work_dir, sampling.name, plan.mine):
-            with ImageWorkers() as workers:
-                require_usable(plan.questions, plan.config.max_megapixels, workers.decode)
+            require_usable(plan.questions, plan.config.max_megapixels, self.image_workers.decode)
 
     def _work_through(self, phase: list[Stage], coordination: Coordination, progress: Progress) -> None:
         """Publish what is left of some stages, as long as no signal comes."""

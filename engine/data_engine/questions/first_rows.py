@@ -5,9 +5,8 @@ from collections.abc import Iterator, Sequence
 
 from data_engine.errors import BadRow, UserError, kind_of
 from data_engine.plural import plural
-from data_engine.questions.dataset import Question, Questions, read_images
+from data_engine.questions.dataset import Questions, read_images
 from data_engine.questions.images import BadImage, Decode
-from data_engine.questions.prefetch import ahead
 
 LOOKED_AT = 32
 
@@ -45,12 +44,11 @@ def most_frequent(reasons: Sequence[str]) -> tuple[str, int]:
 
 def _problems(questions: Questions, max_megapixels: float, decode: Decode) -> Iterator[str | None]:
     """Why each of the first rows cannot be used, or None."""
-
-    def problem_of(question: Question) -> str | None:
+    # In this thread: most often one row is enough, and a second thread would start a second worker for the next one.
+    for question in questions.rows(range(min(LOOKED_AT, len(questions)))):
         try:
             read_images(question, max_megapixels, decode)
         except (BadRow, BadImage) as problem:
-            return str(problem)
-        return None
-
-    return ahead(problem_of, questions.rows(range(min(LOOKED_AT, len(questions)))))
+            yield str(problem)
+        else:
+            yield None
