@@ -98,7 +98,9 @@ def log_as_before():
 def _reset_log() -> None:
     logger = logging.getLogger("data_engine")
     logger.handlers, logger.propagate = [], True
-    logger.setLevel(logging.NOTSET)
+    # Setting it clears what all loggers of all libraries remember.
+    if logger.level != logging.NOTSET:
+        logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,7 @@ from given_rule import ANSWERS, RIGHT
 
 from data_engine.commands.main import main
 from data_engine.exports import EXPORTS
+from data_engine.planning.weights import NOT_LOOKED_AT
 from data_engine.processes import counting
 from data_engine.store import units
 
@@ -54,9 +55,13 @@ def test_reading_answers_pairing_and_writing_are_counted(given, pictures, every_
 
 
 def told_by(*command: str) -> list[str]:
-    """The lines on stderr of a command in a process of its own, which sets up how it logs, without the time left."""
+    """The lines on stderr of a command in a process of its own, which sets up how it logs, without the time left.
+
+    As where torch is not installed: `validate` would have a further process import it, in seconds.
+    """
     code = (
         "from data_engine.processes import counting; counting.FIRST_LINE_S = counting.LINE_S = 0.0; "
+        "from data_engine.planning import weights; weights.is_installed = lambda: False; "
         f"from data_engine.commands.main import main; raise SystemExit(main({list(command)}))"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -74,6 +79,7 @@ def test_validate_counts_the_answers_that_it_reads(given, pictures, tmp_path):
     flags = {"dataset_path": pictures, "answers": tmp_path / "answers.jsonl", "work_dir": tmp_path / "work"}
     flags |= {"rewards": "rule", "rule": "final_answer", "rank": 1}
     lines = told_by("validate", *(f"--{name}={value}" for name, value in flags.items()))
+    assert lines.pop() == f"data-engine: warning: {NOT_LOOKED_AT}"
     assert lines == [f"{number} of {NUM_ANSWERS} answers" for number in range(NUM_ANSWERS)]
 
 
