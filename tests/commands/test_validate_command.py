@@ -75,6 +75,17 @@ def test_defect_34_a_missing_path_is_an_error_and_no_placeholder(here, job, tmp_
     )
 
 
+@pytest.mark.parametrize("command", ["run", "validate"])
+def test_a_mistyped_flag_without_a_model_is_refused_without_waiting_for_torch(tmp_path, command):
+    (tmp_path / "torch.py").write_text("import time; time.sleep(600)")
+    asked = [sys.executable, "-m", "data_engine", command, "--topp_k", "3"]
+    done = subprocess.run(asked, capture_output=True, text=True, cwd=tmp_path, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    first, *_, last = done.stderr.splitlines()
+    assert first == "data-engine: error: unknown flag --topp_k; did you mean --top_k?"
+    assert last == "data-engine: 2 mistakes; nothing was started"
+
+
 def test_run_refuses_a_wrong_value_before_anything_heavy_is_imported(job, tmp_path):
     # What is looked at by torch, in a process beside this one, takes for ever.
     (tmp_path / "torch.py").write_text("import time; time.sleep(600)")

@@ -49,6 +49,12 @@ class Wanted:
         bound = dataset and "same_run" not in failed
         return cls(found, tuple(found.folders), dataset, answers, bound, asked_ranks())
 
+    @property
+    def is_nothing(self) -> bool:
+        """Whether torch has nothing to look at: no model, answers or work_dir is known yet, nor a device named."""
+        named = self.found.config.device not in ("auto", "cpu") or self.found.config.dtype != "auto"
+        return not (self.roles or self.answers or self.bound or named)
+
     def as_json(self) -> str:
         told = {"config": asdict(self.found.config), "wrong": sorted(self.found.wrong), "roles": self.roles}
         told |= {"dataset": self.dataset, "answers": self.answers, "bound": self.bound}
@@ -90,6 +96,8 @@ class Looking:
         """What heavy.look found."""
         if not self._installed:
             return NOTHING
+        if wanted.is_nothing:
+            return NOTHING | {"warnings": []}
         if self._child is None:
             return load("data_engine.planning.heavy:look")(wanted)
         with waiting("looking at the models"):
