@@ -33,7 +33,7 @@ class Event:
         self._moment = (stream or THE.current).moment()
 
     def synchronize(self) -> None:
-        THE.wait(self._moment, "an event")
+        THE.wait_openly(self._moment, "an event")
 
     def query(self) -> bool:
         return all(THE.host.get(number, 0) >= launch for number, launch in self._moment.items())
@@ -120,7 +120,7 @@ class InThread(TorchDispatchMode):
 
 
 def _synchronize(device: object = None) -> None:
-    THE.wait(LaunchOrder.all_moments(), "synchronize")
+    THE.wait_openly(LaunchOrder.all_moments(), "synchronize")
 
 
 def _set_sync_debug_mode(mode: int | str) -> None:

@@ -86,9 +86,19 @@ class Emulation(TorchDispatchMode):
 
     # The host waits.
 
-    def wait(self, moment: dict[int, int], what: object = "a wait") -> None:
-        """For the launches of a moment. Raises RuntimeError where that is not allowed."""
-        self.may_wait(what)
+    def wait(self, moment: dict[int, int], what: object) -> None:
+        """In an operation, for the launches of a moment. Raises RuntimeError where that is not allowed."""
+        self._refuse_in_capture(what)
+        told = f"called a synchronizing CUDA operation ({what})"
+        if self.debug_mode == 2:
+            raise RuntimeError(told)
+        if self.debug_mode == 1:
+            warnings.warn(told, stacklevel=_frames_to_caller())
+        self.wait_openly(moment, what)
+
+    def wait_openly(self, moment: dict[int, int], what: object) -> None:
+        """As synchronize does, of which torch's debug mode says nothing."""
+        self._refuse_in_capture(what)
         for number, launch in moment.items():
             self.host[number] = max(self.host.get(number, 0), launch)
         for one in [one for one in self.pending if self._is_over(one)]:
@@ -100,14 +110,10 @@ class Emulation(TorchDispatchMode):
                 f"memory was changed before it was copied to the device:\n{one.where}"
             )
 
-    def may_wait(self, what: object) -> None:
+    def _refuse_in_capture(self, what: object) -> None:
         if self.captures():
             self.recording.is_valid = False
             raise RuntimeError(f"CUDA error: operation not permitted when stream is capturing ({what})")
-        if self.debug_mode == 2:
-            raise RuntimeError(f"called a synchronizing CUDA operation ({what})")
-        if self.debug_mode == 1:
-            warnings.warn(f"called a synchronizing CUDA operation ({what})", stacklevel=_frames_to_caller())
 
     def _is_over(self, one: Pending | Sending) -> bool:
         return self.host.get(one.stream, 0) >= one.launch

@@ -24,7 +24,8 @@ def on_device(*numbers: float) -> torch.Tensor:
 
 def captured(step) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # A capture that fails leaves its own stream the current one.
+    with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):
         made = step()
     return graph, made
 

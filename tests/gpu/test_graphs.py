@@ -9,8 +9,10 @@ from recurrent import with_states
 
 from data_engine import load_model
 from data_engine.sampling.draw import SamplingParams
+from data_engine.sampling.native import page_pool
+from data_engine.sampling.native.page_allocator import PAGE
 from data_engine.sampling.native.scheduler import SamplingEngine
-from data_engine.sampling.native.step_graphs import CudaRecorder
+from data_engine.sampling.native.step_graphs import CudaRecorder, refusing_waits
 from data_engine.sampling.requests import PromptRequest
 from data_engine.seeds import seed_for
 
@@ -85,6 +87,15 @@ def test_a_step_draws_the_same_captured_or_not(either_model, golden_rows, golden
     assert plain._runner.placement.captured is None
 
 
+def test_once_its_step_is_captured_the_host_waits_for_copies_of_tokens_alone(model, golden_rows, golden_images):
+    """Prompts and refills included; a wait for an event is none that torch tells."""
+    asked = asked_of(model, golden_rows, golden_images)
+    engine = SamplingEngine(model, 24, 8, samples_per_prompt=10)
+    expected = engine.sample(asked, PARAMS)
+    with refusing_waits():
+        assert engine.sample(asked, PARAMS) == expected
+
+
 @pytest.mark.parametrize("rehearsed", [True, False])
 @pytest.mark.parametrize("wait", WAITS.values(), ids=WAITS)
 def test_a_step_that_cannot_be_captured_runs_uncaptured(
@@ -134,6 +145,23 @@ def test_a_recurrent_model_is_captured_behind_two_steps_of_the_run(
     assert all("test_graphs.py" in one or "not captured in CUDA graphs" in one for one in told)
     assert torch.cuda.current_stream() == torch.cuda.default_stream()
     assert torch.cuda.get_sync_debug_mode() == 0
+
+
+def test_a_prompt_that_finds_no_room_in_the_table_of_prefixes_is_captured_anew(
+    model, golden_rows, golden_images, monkeypatch
+):
+    """In the middle of a queue; the graph before it holds the address of the table that is left behind."""
+    short, pixels = asked_of(model, golden_rows, golden_images), model.pixels(golden_images[0], False, 64)
+    long = EmbeddedPrompt(prefix(model, pixels, golden_rows[0]["question"] * 12))
+    assert long.length > PAGE > short[0].prompt.length
+    asked = [*short[:3], PromptRequest(long, [seed_for(0, 99, i) for i in range(10)]), *short[3:]]
+    plain = SamplingEngine(model, 24, 8, samples_per_prompt=10)
+    plain._captures.why_not = "it is told so"
+    expected = plain.sample(asked, PARAMS)
+    monkeypatch.setattr(page_pool, "FIRST_ROOM", PAGE)
+    engine = SamplingEngine(model, 24, 8, samples_per_prompt=10)
+    assert engine.sample(asked, PARAMS) == expected
+    assert engine._runner.placement.captured is not None
 
 
 def test_memory_that_runs_out_in_a_capture_halves_the_rows(model, golden_rows, golden_images):
