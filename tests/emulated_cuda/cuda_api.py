@@ -153,14 +153,14 @@ IN_THEIR_PLACE = {
 }  # fmt: skip
 
 
-def install(by_formula: bool) -> None:
+def install() -> None:
     """For the rest of this process."""
     for name, one in IN_THEIR_PLACE.items():
         assert hasattr(torch.cuda, name), name
         setattr(torch.cuda, name, one)
     torch.cuda.graphs.CUDAGraph = Graph
     torch._C._host_emptyCache = lambda: None
-    triton_kernels.install(THE, by_formula)
+    triton_kernels.install(THE)
     _register_device_guard()
     # torch.tensor(..., device="cuda") makes a tensor of the host, and sends it by an operation that is seen.
     torch._C._set_only_lift_cpu_tensors(True)
