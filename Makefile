@@ -201,7 +201,7 @@ EMULATED = graphs merged_on_cuda on_cuda prompts_on_cuda release_on_cuda towers_
 EMULATED_CHOICE = not families and not wide and not bits_of_each and not comes_out_the_same or refilled \
 	or log_probs and (two or system)
 test-emulated-gpu: $(STAMP) $(FAMILIES) ## the code for CUDA on a GPU that the CPU emulates (needs g++)
-	FAMILY_DEVICE=cuda PYTHONPATH=$(CURDIR):$(abspath $(FAMILIES)) $(TEST_ENV) $(PYTEST) -p tests.emulated_cuda.plugin \
+	FAMILY_DEVICE=cuda PYTHONPATH=$(abspath tests):$(abspath $(FAMILIES)) $(TEST_ENV) $(PYTEST) -p emulated_cuda.plugin \
 		--junitxml=$(EMULATED_RESULTS) -m "not slow and not releases" -k "$(EMULATED_CHOICE)" tests/emulated_cuda \
 		$(EMULATED:%=tests/gpu/test_%.py) tests/families/test_family_sampling.py tests/families/test_family_scoring.py \
 		$(PYTEST_ARGS)

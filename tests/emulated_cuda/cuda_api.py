@@ -9,12 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from tests.emulated_cuda import triton_kernels
-from tests.emulated_cuda.device_tensor import DeviceTensor, read_by_python
-from tests.emulated_cuda.emulation import Emulation, written_by
-from tests.emulated_cuda.memory import CAPACITY, LaunchOrder
-from tests.emulated_cuda.recording import Recording
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from emulated_cuda import triton_kernels
+from emulated_cuda.device_tensor import DeviceTensor, read_by_python
+from emulated_cuda.emulation import Emulation, written_by
+from emulated_cuda.memory import CAPACITY, LaunchOrder
+from emulated_cuda.recording import Recording
 
 CARD = types.SimpleNamespace(
     name="Emulated GPU", major=9, minor=0, total_memory=CAPACITY, multi_processor_count=4,

@@ -19,15 +19,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from tests.emulated_cuda import device_tensor
-from tests.emulated_cuda.device_tensor import DeviceTensor
-from tests.emulated_cuda.leaves import mapped, tensors_of
-from tests.emulated_cuda.memory import CAPACITY, LaunchOrder, Memory
-from tests.emulated_cuda.recording import Recording
-from tests.emulated_cuda.substitutes import SUBSTITUTES
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from emulated_cuda import device_tensor
+from emulated_cuda.device_tensor import DeviceTensor
+from emulated_cuda.leaves import mapped, tensors_of
+from emulated_cuda.memory import CAPACITY, LaunchOrder, Memory
+from emulated_cuda.recording import Recording
+from emulated_cuda.substitutes import SUBSTITUTES
 
 aten = torch.ops.aten
 

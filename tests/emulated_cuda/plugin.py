@@ -1,5 +1,5 @@
-"""pytest -p tests.emulated_cuda.plugin: from here on, this process has one GPU."""
+"""pytest -p emulated_cuda.plugin: from here on, this process has one GPU."""
 
-from tests.emulated_cuda.cuda_api import install
+from emulated_cuda.cuda_api import install
 
 install()

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from tests.emulated_cuda.leaves import mapped, tensors_of
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
+
+from emulated_cuda.leaves import mapped, tensors_of
 
 
 @dataclass(frozen=True)

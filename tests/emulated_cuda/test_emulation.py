@@ -7,7 +7,8 @@ import warnings
 
 import pytest
 import torch
-from tests.emulated_cuda.memory import Race
+
+from emulated_cuda.memory import Race
 
 pytestmark = pytest.mark.gpu
 

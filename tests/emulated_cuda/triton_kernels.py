@@ -6,10 +6,11 @@ written is then computed by `reference`. tests/kernels runs the kernels themselv
 
 from collections.abc import Callable
 
-from tests.emulated_cuda.device_tensor import DeviceTensor
-from tests.emulated_cuda.emulation import Emulation
-from tests.emulated_cuda.leaves import tensors_of
 from torch import Tensor
+
+from emulated_cuda.device_tensor import DeviceTensor
+from emulated_cuda.emulation import Emulation
+from emulated_cuda.leaves import tensors_of
 
 
 def install(emulation: Emulation) -> None:
