@@ -109,6 +109,13 @@ class Graph:
         return POOL
 
 
+class Generator(torch.Generator):
+    """In the place of torch.Generator: numbers of the device are drawn on the host."""
+
+    def __new__(cls, device: object = "cpu") -> "Generator":
+        return super().__new__(cls)
+
+
 POOL = (0, 1)
 THE = Emulation(Stream())
 
@@ -159,7 +166,7 @@ def install() -> None:
     for name, one in IN_THEIR_PLACE.items():
         assert hasattr(torch.cuda, name), name
         setattr(torch.cuda, name, one)
-    torch.cuda.graphs.CUDAGraph = Graph
+    torch.cuda.graphs.CUDAGraph, torch.Generator = Graph, Generator
     torch._C._host_emptyCache = lambda: None
     triton_kernels.install(THE)
     _register_device_guard()
