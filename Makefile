@@ -196,7 +196,8 @@ fuzz: $(STAMP) ## made-up datasets, answers and flags, more and others than in m
 
 # What is written for CUDA runs there by the CPU, emulated: streams, graphs, copies that do not wait, kernels by their
 # formulas. Left out is what asks whether a card's own products keep bits, at a size that takes a card. Of each family,
-# rows that are refilled and the scores of two questions (all: PYTEST_ARGS="-k ''"). Not by file: one has a third of the work.
+# rows that are refilled and the scores of two questions (all: PYTEST_ARGS="-k ''"). Not by file: one has a third of the
+# work.
 EMULATED = graphs merged_on_cuda on_cuda prompts_on_cuda release_on_cuda towers_on_cuda
 EMULATED_CHOICE = not families and not wide and not bits_of_each and not comes_out_the_same or refilled \
 	or log_probs and (two or system)
