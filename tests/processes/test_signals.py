@@ -38,6 +38,17 @@ try:
                 time.sleep(0.01)
         except Stopped:
             print("hidden", flush=True)
+    if sys.argv[2] == "cleaning up":
+        try:
+            while True:
+                time.sleep(0.01)
+        finally:
+            with stop.committing():
+                print("committed", flush=True)
+            end = time.monotonic() + 1
+            while time.monotonic() < end:
+                time.sleep(0.01)
+            print("cleaned up", flush=True)
     if sys.argv[2].startswith("committing"):
         if sys.argv[2] == "committing late":
             while not stop.wanted:
@@ -208,6 +219,12 @@ def test_a_commit_that_outlasts_the_grace_time_ends_whole_and_what_follows_is_dr
         process.send_signal(signal.SIGTERM)
         told = process.communicate(timeout=30)[0]
         assert told.removeprefix("begun\n") == "committed\ndropped\n"
+
+
+def test_a_commit_on_the_way_out_leaves_what_cleans_up_behind_it_alone():
+    with start(0, "cleaning up") as process:
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=30)[0] == "committed\ncleaned up\ndropped\n"
 
 
 AGAIN = """

@@ -14,7 +14,7 @@ from data_engine.processes.exit_report import report
 SAME_SIGNAL_S = 2.0
 # Stopped is raised again after so long if the work still goes on.
 AGAIN_S = 5.0
-# And after so long where Python dropped it.
+# And after so long where Python dropped it, or a commit put it off.
 SOON_S = 0.01
 
 
@@ -87,6 +87,8 @@ class Stop:
         self.polled = False
         self._grace_s, self._since = grace_s, 0.0
         self._committing = False
+        # Whether Stopped was raised, and whether it would have been inside a commit.
+        self._raised = self._missed = False
         self._let_go: Callable[[], None] = lambda: None
 
     def listen(self) -> "Stop":
@@ -100,23 +102,22 @@ class Stop:
     def _on_signal(self, number: int, _frame: object) -> None:
         if self.wanted is None:
             self.wanted, self._since = signal.Signals(number).name, time.monotonic()
-            self._arm()
+            # Repeated, since what runs may hide the exception.
+            signal.setitimer(signal.ITIMER_REAL, max(self._grace_s, SOON_S), AGAIN_S)
         elif time.monotonic() - self._since > SAME_SIGNAL_S:
             report(code=STOPPED)
             os._exit(STOPPED)
 
     def _on_alarm(self, _number: int, _frame: object) -> None:
-        if not (self.polled or self._committing):
+        if self._committing:
+            self._missed = True
+        elif not self.polled:
+            self._raised = True
             raise Stopped
 
     def overdue(self) -> bool:
         """Whether the grace time after a signal is over."""
         return self.wanted is not None and time.monotonic() - self._since > self._grace_s
-
-    def _arm(self) -> None:
-        left = max(1e-3, self._since + self._grace_s - time.monotonic())
-        # Repeated, since what runs may hide the exception.
-        signal.setitimer(signal.ITIMER_REAL, left, AGAIN_S)
 
     def disarm(self) -> None:
         """Call when the work has ended: no Stopped is raised after this call, but one may be raised in it."""
@@ -125,12 +126,14 @@ class Stop:
 
     @contextlib.contextmanager
     def committing(self) -> Iterator[None]:
-        """No Stopped is raised inside: a unit is published whole or not at all."""
+        """No Stopped is raised inside, but behind it: a unit is published whole or not at all."""
         # A flag and not the timer alone: a signal that comes inside sets the timer.
         self._committing = True
         try:
             yield
         finally:
             self._committing = False
-            if self.wanted:
-                self._arm()
+            # A commit on the way out of Stopped has no second one follow: it would break off what ends processes.
+            if self._missed and not self._raised:
+                signal.setitimer(signal.ITIMER_REAL, SOON_S, AGAIN_S)
+            self._missed = False
