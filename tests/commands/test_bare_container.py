@@ -1,6 +1,7 @@
 """Commands in containers that lack what others have: a name of the user and a home, a folder for temporary files."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -75,12 +76,47 @@ sys.exit(entry())
 """
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT", "SIGUSR1"])
 def test_a_signal_ends_a_command_that_is_the_first_process_of_a_container(name):
     command = [sys.executable, "-c", SIGNALLED, "status", name]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     told = "data-engine: error: interrupted; run the same command again to go on\n"
     assert (done.returncode, done.stderr) == (75, told)
+
+
+ENDING = """
+import atexit, os, signal, sys, time
+from data_engine.commands import status
+from data_engine.commands.main import entry
+
+def work(argv):
+    # As what may hang.
+    atexit.register(time.sleep, 20)
+    atexit.register(lambda: os.kill(os.getpid(), int(argv[0])))
+    return 3
+
+status.main = work
+sys.exit(entry())
+"""
+# Behind Python's own end the C library calls raise(the exit code), as a signal might come while C++ code cleans up.
+ENDED = """
+import ctypes, sys
+from data_engine.commands import status
+from data_engine.commands.main import entry
+
+library = ctypes.CDLL(None)
+assert library.on_exit(getattr(library, "raise"), None) == 0
+status.main = lambda argv: int(argv[0])
+sys.exit(entry())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1])
+def test_a_command_that_a_signal_ends_behind_its_work_has_its_own_exit_code(number):
+    for code, exit_code in ((ENDING, 3), (ENDED, number)):
+        command = [sys.executable, "-c", code, "status", str(int(number))]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=15)
+        assert (done.returncode, done.stderr) == (exit_code, "")
 
 
 THREADLESS = """

@@ -1,6 +1,8 @@
 """The command line as a user meets it: exit code, stdout and stderr, of real processes where those could differ."""
 
+import importlib
 import os
+import signal
 import subprocess
 import sys
 
@@ -9,6 +11,7 @@ from command_line import HEAVY, call, refused
 
 from data_engine.commands import main, run
 from data_engine.errors import IncompleteError, UserError
+from data_engine.processes import signals
 
 
 def test_help_lists_the_commands_and_imports_nothing_heavy():
@@ -115,3 +118,20 @@ def test_a_reader_that_has_read_enough_is_no_fault():
         command = [sys.executable, "-m", "data_engine", "--help"]
         result = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, text=True)
     assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_a_signal_ends_a_command_at_once_while_it_or_torch_is_imported(monkeypatch):
+    """Not by an exception: see test_signals.py."""
+    handlers = []
+
+    def imported(_name: str) -> list[str]:
+        handlers.append(signal.getsignal(signal.SIGTERM))
+        return handlers.append
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(main, "load", imported)
+    monkeypatch.setattr(importlib, "import_module", imported)
+    assert main.main(["status", "w"]) is None
+    run._worker()
+    assert handlers == [signals._leave, ["w"], signals._leave]
+    assert signal.getsignal(signal.SIGTERM) is before

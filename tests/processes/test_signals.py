@@ -4,10 +4,11 @@ import json
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from data_engine.processes.signals import interrupted_by_signals
+from data_engine.processes.signals import interrupted_by_signals, leaving_at_once
 
 WAIT = """
 import sys, time
@@ -172,6 +173,84 @@ def test_a_signal_that_comes_while_a_destructor_runs_is_not_lost_and_prints_noth
         process.send_signal(signal.SIGTERM)
         told, errors = process.communicate(timeout=60)
     assert (told, errors) == (f"worked on\n{raised}\n", "")
+
+
+# As torch does, which calls abort() where an exception breaks off what C++ code in it imports.
+SLOW_MODULE = """
+import time
+print("importing", flush=True)
+end = time.monotonic() + {seconds}
+while time.monotonic() < end:
+    time.sleep(0.01)
+print("imported", flush=True)
+"""
+IMPORTS = """
+import sys, time
+from data_engine.processes import signals
+signals.AGAIN_S = 600
+try:
+    if sys.argv[1] == "rank":
+        signals.Stop(grace_s=0).listen()
+        import slow_module
+        time.sleep(20)
+    else:
+        with signals.leaving_at_once():
+            import slow_module
+finally:
+    print("cleaned up", flush=True)
+"""
+
+
+def importing(folder: Path, what: str, seconds: float) -> subprocess.Popen:
+    (folder / "slow_module.py").write_text(SLOW_MODULE.format(seconds=seconds))
+    command = [sys.executable, "-c", IMPORTS, what]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder)
+    assert process.stdout.readline() == "importing\n"
+    return process
+
+
+def test_a_grace_time_that_ends_while_a_module_is_imported_waits_until_it_is(tmp_path):
+    with importing(tmp_path, "rank", seconds=1) as process:
+        process.send_signal(signal.SIGTERM)
+        told, errors = process.communicate(timeout=60)
+    assert told == "imported\ncleaned up\n"
+    assert errors.splitlines()[-1] == "data_engine.processes.signals.Stopped"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
+def test_a_signal_that_comes_while_a_command_is_imported_ends_it_at_once(tmp_path, number):
+    with importing(tmp_path, "command", seconds=600) as process:
+        process.send_signal(number)
+        told, errors = process.communicate(timeout=60)
+    assert (told, process.returncode) == ("", 75)
+    assert errors == "data-engine: error: interrupted; run the same command again to go on\n"
+
+
+def test_behind_an_import_signals_are_handled_as_before():
+    """One that is ignored, as a hang-up is under nohup, is within it too."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with leaving_at_once():
+            inside = signal.getsignal(signal.SIGHUP), signal.getsignal(signal.SIGTERM)
+        assert (inside[0], signal.getsignal(signal.SIGHUP)) == (signal.SIG_IGN, signal.SIG_IGN)
+        assert inside[1] is not signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_no_grace_time_follows_a_signal_that_comes_behind_the_work():
+    code = """if True:
+        import signal, time
+        from data_engine.processes.signals import Stop
+        stop = Stop(grace_s=0).listen()
+        stop.disarm()
+        signal.raise_signal(signal.SIGTERM)
+        end = time.monotonic() + 0.5
+        while time.monotonic() < end:
+            time.sleep(0.01)
+        print(stop.wanted)
+    """
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout == b"SIGTERM\n"
 
 
 IMPORTING = """

@@ -3,6 +3,7 @@
 What a command raises becomes an exit code here: see exit_codes.py.
 """
 
+import atexit
 import sys
 import traceback
 from collections.abc import Sequence
@@ -10,8 +11,7 @@ from collections.abc import Sequence
 import data_engine
 from data_engine.errors import IncompleteError, LostRankError, TrainerError, UserError, UserErrors, apart, nearest
 from data_engine.exit_codes import FAILED, INCOMPLETE, STOPPED, WRONG_INPUT
-from data_engine.processes import ending, home, output, process_limit
-from data_engine.processes.signals import interrupted_by_signals
+from data_engine.processes import ending, home, output, process_limit, signals
 from data_engine.tables import load
 
 # Name: (module:function that takes the remaining arguments and returns an exit code, help).
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (LostRankError, TrainerError) as error:
         return _complain(f"{error}; run the same command again to go on", FAILED)
     except KeyboardInterrupt:
-        return _complain("interrupted; run the same command again to go on", STOPPED)
+        return _complain(signals.INTERRUPTED, STOPPED)
     except Exception as error:
         # So tempfile says it; torch asks for the folder as soon as it is imported.
         if isinstance(error, FileNotFoundError) and "No usable temporary directory" in str(error):
@@ -66,15 +66,18 @@ def entry() -> int:
     output.use_utf8()
     output.protect()
     home.ensure()
+    # The first process of a container gets no signal that it has no handler for.
+    signals.interrupt_by_signals()
+    # Before anybody else registers: what is registered first runs last.
+    atexit.register(signals.ignore)
     try:
-        # The first process of a container gets no signal that it has no handler for.
-        with interrupted_by_signals():
-            code = main()
+        code = main()
         why = output.why_lost(sys.stdout)
         if why is not None:
             _complain(f"standard output cannot be written: {why}", WRONG_INPUT)
             # A run has its result in its work_dir, and its exit code tells of that.
             code = code if sys.argv[1:2] == ["run"] else code or WRONG_INPUT
+        signals.end_with(code)
         return code
     finally:
         ending.without_collection()
@@ -94,7 +97,9 @@ def _dispatch(argv: list[str]) -> int:
         return 0
     if command not in COMMANDS:
         raise UserError(f'unknown command "{command}"{nearest(command, COMMANDS) or f"; {_usage()}"}')
-    return load(COMMANDS[command][0])(rest)
+    with signals.leaving_at_once():
+        function = load(COMMANDS[command][0])
+    return function(rest)
 
 
 def _usage() -> str:

@@ -12,7 +12,7 @@ from data_engine.config import Draft, RunConfig
 from data_engine.errors import UserError, UserErrors
 from data_engine.planning.checks import require_all
 from data_engine.planning.own_folders import check_place
-from data_engine.processes import cpu_wait, output, stacks
+from data_engine.processes import cpu_wait, output, signals, stacks
 from data_engine.processes.counting import waiting
 from data_engine.processes.ranks import Ranks, idle_nodes, is_launched, num_threads, take_place
 from data_engine.store import units
@@ -44,9 +44,8 @@ def main(argv: Sequence[str]) -> int:
 
 def _worker() -> ModuleType:
     """Imports torch, which takes seconds."""
-    if is_launched():
-        return importlib.import_module("data_engine.job.worker")
-    with waiting("importing torch"):
+    shown = contextlib.nullcontext() if is_launched() else waiting("importing torch")
+    with shown, signals.leaving_at_once():
         return importlib.import_module("data_engine.job.worker")
 
 

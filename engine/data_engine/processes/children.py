@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from data_engine.errors import UserError
+from data_engine.processes.signals import STOPS
 
-# As launch/supervise.py passes them on. A trainer gets them as every program knows them.
-HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 POLL_S = 0.1
 # A signal repeated within this time counts once: SLURM signals all processes of a job.
 SAME_SIGNAL_S = 2.0
@@ -46,7 +45,7 @@ class Children:
         try:
             self._take()
             # A signal that is ignored, as a hang-up is under nohup, stays so.
-            heard = [number for number in HEARD if signal.getsignal(number) != signal.SIG_IGN]
+            heard = [number for number in STOPS if signal.getsignal(number) != signal.SIG_IGN]
             before = {number: signal.signal(number, self._note) for number in heard}
             try:
                 yield

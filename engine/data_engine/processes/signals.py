@@ -6,16 +6,23 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from types import FrameType
 
 from data_engine.exit_codes import STOPPED
+from data_engine.processes import output
 from data_engine.processes.exit_report import report
 
+# What asks a process to stop: the scheduler, the user, SLURM before a preemption, a terminal that is lost.
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 # A signal repeated within this time counts once: launchers forward signals that the rank got itself.
 SAME_SIGNAL_S = 2.0
 # Stopped is raised again after so long if the work still goes on.
 AGAIN_S = 5.0
 # And after so long where Python dropped it, or a commit put it off.
 SOON_S = 0.01
+
+
+INTERRUPTED = "interrupted; run the same command again to go on"
 
 
 class Stopped(BaseException):
@@ -30,27 +37,84 @@ class Interrupted(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def interrupted_by_signals() -> Iterator[None]:
-    """SIGTERM, SIGHUP and Ctrl-C interrupt what runs inside, so that nothing half-written is left.
+    """The signals STOPS interrupt what runs inside, so that nothing half-written is left."""
+    restore = interrupt_by_signals()
+    try:
+        yield
+    finally:
+        restore()
+
+
+def interrupt_by_signals() -> Callable[[], None]:
+    """From now on the signals STOPS raise Interrupted. Returns what restores their handlers.
 
     One that the process was started to ignore, as by nohup, stays ignored.
     """
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
-    before = {number: signal.getsignal(number) for number in numbers}
+    before = {number: signal.getsignal(number) for number in (*STOPS, signal.SIGALRM)}
     heard = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
     for number in heard:
         signal.signal(number, _interrupt)
     let_go = _raised_again(KeyboardInterrupt)
-    try:
-        yield
-    finally:
+
+    def restore() -> None:
         let_go()
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number in heard:
             signal.signal(number, before[number] or signal.SIG_DFL)
 
+    return restore
 
-def _interrupt(_number: int, _frame: object) -> None:
+
+def end_with(code: int) -> None:
+    """For the end of a program, which torch makes long: a signal ends it at once, with the exit code that it has."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    for number in STOPS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda *_: os._exit(code))
+
+
+def ignore() -> None:
+    """For what follows Python's own end, as destructors of C++ code: Python takes its handlers away before that."""
+    for number in STOPS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
     raise Interrupted
+
+
+@contextlib.contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """For the import of what may import torch, before there is anything to clean up: the signals STOPS end the process.
+
+    See _imports for why they raise nothing.
+    """
+    before = {number: signal.getsignal(number) for number in STOPS}
+    heard = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+    for number in heard:
+        signal.signal(number, _leave)
+    try:
+        yield
+    finally:
+        for number in heard:
+            signal.signal(number, before[number] or signal.SIG_DFL)
+
+
+def _leave(_number: int, _frame: FrameType | None) -> None:
+    if sys.stderr.isatty():
+        # Of what takes seconds, a terminal's line says so.
+        print(file=sys.stderr)
+    output.complain(INTERRUPTED)
+    os._exit(STOPPED)
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Whether a module is being imported: C++ code that imports others, as torch's does, calls abort() where an
+    exception breaks that off.
+    """
+    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+        frame = frame.f_back
+    return frame is not None
 
 
 def _raised_again(kind: type[BaseException], again_s: float = 0) -> Callable[[], None]:
@@ -77,22 +141,22 @@ def _raised_again(kind: type[BaseException], again_s: float = 0) -> Callable[[],
 class Stop:
     """Whether a signal asked this rank to stop. A second signal exits at once.
 
-    SIGTERM, SIGINT, SIGUSR1 and SIGHUP set `wanted` to their name; a SIGHUP that the process was started to ignore, as
-    by nohup, stays ignored. After `grace_s` seconds Stopped is raised in the main thread. With `polled` it is not: the
-    main thread then asks `overdue` between calls that must not be interrupted.
+    The signals STOPS set `wanted` to their name; a SIGHUP that the process was started to ignore, as by nohup, stays
+    ignored. After `grace_s` seconds Stopped is raised in the main thread. With `polled` it is not: the main thread then
+    asks `overdue` between calls that must not be interrupted.
     """
 
     def __init__(self, grace_s: float) -> None:
         self.wanted: str | None = None
         self.polled = False
         self._grace_s, self._since = grace_s, 0.0
-        self._committing = False
+        self._committing = self._ended = False
         # Whether Stopped was raised, and whether it would have been inside a commit.
         self._raised = self._missed = False
         self._let_go: Callable[[], None] = lambda: None
 
     def listen(self) -> "Stop":
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+        for number in STOPS:
             if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._on_signal)
         signal.signal(signal.SIGALRM, self._on_alarm)
@@ -108,10 +172,14 @@ class Stop:
             report(code=STOPPED)
             os._exit(STOPPED)
 
-    def _on_alarm(self, _number: int, _frame: object) -> None:
+    def _on_alarm(self, _number: int, frame: FrameType | None) -> None:
         if self._committing:
             self._missed = True
-        elif not self.polled:
+        elif self.polled or self._ended:
+            return
+        elif _imports(frame):
+            signal.setitimer(signal.ITIMER_REAL, SOON_S, AGAIN_S)
+        else:
             self._raised = True
             raise Stopped
 
@@ -122,6 +190,7 @@ class Stop:
     def disarm(self) -> None:
         """Call when the work has ended: no Stopped is raised after this call, but one may be raised in it."""
         self._let_go()
+        self._ended = True
         signal.setitimer(signal.ITIMER_REAL, 0)
 
     @contextlib.contextmanager
