@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -175,7 +176,6 @@ def test_a_signal_that_comes_while_a_destructor_runs_is_not_lost_and_prints_noth
     assert (told, errors) == (f"worked on\n{raised}\n", "")
 
 
-# As torch does, which calls abort() where an exception breaks off what C++ code in it imports.
 SLOW_MODULE = """
 import time
 print("importing", flush=True)
@@ -193,6 +193,10 @@ try:
         signals.Stop(grace_s=0).listen()
         import slow_module
         time.sleep(20)
+    elif sys.argv[1] == "command":
+        with signals.interrupted_by_signals():
+            import slow_module
+            time.sleep(20)
     else:
         with signals.leaving_at_once():
             import slow_module
@@ -209,17 +213,29 @@ def importing(folder: Path, what: str, seconds: float) -> subprocess.Popen:
     return process
 
 
-def test_a_grace_time_that_ends_while_a_module_is_imported_waits_until_it_is(tmp_path):
-    with importing(tmp_path, "rank", seconds=1) as process:
+@pytest.mark.parametrize(("what", "raised"), [("rank", "Stopped"), ("command", "Interrupted")])
+def test_a_signal_that_comes_while_a_module_is_imported_waits_until_it_is(tmp_path, what, raised):
+    with importing(tmp_path, what, seconds=1) as process:
         process.send_signal(signal.SIGTERM)
         told, errors = process.communicate(timeout=60)
     assert told == "imported\ncleaned up\n"
-    assert errors.splitlines()[-1] == "data_engine.processes.signals.Stopped"
+    assert errors.splitlines()[-1] == f"data_engine.processes.signals.{raised}"
+
+
+def test_a_second_signal_ends_a_command_whose_import_hangs(tmp_path):
+    with importing(tmp_path, "command", seconds=600) as process:
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        told, errors = process.communicate(timeout=60)
+    assert (told, process.returncode) == ("", 75)
+    assert errors == "data-engine: error: interrupted; run the same command again to go on\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
-def test_a_signal_that_comes_while_a_command_is_imported_ends_it_at_once(tmp_path, number):
-    with importing(tmp_path, "command", seconds=600) as process:
+def test_a_signal_ends_a_process_at_once_that_imports_torch(tmp_path, number):
+    with importing(tmp_path, "torch", seconds=600) as process:
         process.send_signal(number)
         told, errors = process.communicate(timeout=60)
     assert (told, process.returncode) == ("", 75)

@@ -79,15 +79,20 @@ def ignore() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise Interrupted
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    if not _imports(frame):
+        raise Interrupted
+    # Put off, unless it has been before.
+    if number != signal.SIGALRM and signal.getitimer(signal.ITIMER_REAL)[0]:
+        _leave(number, frame)
+    signal.setitimer(signal.ITIMER_REAL, SOON_S)
 
 
 @contextlib.contextmanager
 def leaving_at_once() -> Iterator[None]:
-    """For the import of what may import torch, before there is anything to clean up: the signals STOPS end the process.
+    """For the import of torch, before there is anything to clean up: the signals STOPS end the process.
 
-    See _imports for why they raise nothing.
+    Elsewhere they wait until a module is imported: see _imports.
     """
     before = {number: signal.getsignal(number) for number in STOPS}
     heard = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
@@ -109,8 +114,8 @@ def _leave(_number: int, _frame: FrameType | None) -> None:
 
 
 def _imports(frame: FrameType | None) -> bool:
-    """Whether a module is being imported: C++ code that imports others, as torch's does, calls abort() where an
-    exception breaks that off.
+    """Whether a module is being imported, which no exception may break off: torch's C++ code would call abort(), pandas
+    would raise another one, and Python's lock for imports may stay locked, for which other threads wait forever.
     """
     while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
         frame = frame.f_back
