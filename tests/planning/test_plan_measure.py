@@ -15,6 +15,7 @@ from data_engine.commands.arguments import parse
 from data_engine.planning import measure
 from data_engine.planning.found import Found
 from data_engine.planning.timed import Spent, Timed
+from data_engine.processes import cpu_wait
 from data_engine.processes.ranks import Ranks
 from data_engine.questions.dataset import open_questions
 from data_engine.stages import SAMPLING
@@ -24,6 +25,8 @@ from data_engine.store import units
 @pytest.fixture
 def job(goldens, tmp_path, monkeypatch) -> list[str]:
     monkeypatch.setattr(measure, "BUDGET_S", 0.5)
+    # What else this machine does is no part of a test.
+    monkeypatch.setattr(cpu_wait, "choose", lambda *_: None)
     flags = {f"{role}_model_path": str(goldens / "llava" / role) for role in ("instruct", "reward")}
     flags |= {
         "dataset_path": str(write(tmp_path / "q.parquet", hostile_rows()[:1])), "work_dir": str(tmp_path / "work"),
@@ -112,6 +115,23 @@ def test_ranks_that_do_not_get_their_processors_are_told_of(job, monkeypatch, de
     assert measure.measure(found, Ranks(0, 2, 0, 2))["processor_share"] == seconds / 8
     assert [told for told in found.warnings if "had 25% of their 2 processors" in told] == found.warnings
     assert bool(found.warnings) == warned
+
+
+def test_threads_wait_while_they_are_measured_as_they_do_in_a_run(job, monkeypatch, capfd):
+    """On a busy machine threads of a run sleep: those that spin would tell a run that is many times slower."""
+    # Set, then taken away, so that the test leaves it as it was.
+    monkeypatch.setenv(cpu_wait.VARIABLE, "x")
+    monkeypatch.delenv(cpu_wait.VARIABLE)
+    monkeypatch.setenv("NUM_PROCESSES", "2")
+    monkeypatch.setattr(cpu_wait, "choose", lambda environment, threads: f"{threads} threads")
+    monkeypatch.setattr(validate, "run_checks", lambda draft, tell: Found(draft.config, heavy={"device": "cpu"}))
+    seen = []
+    monkeypatch.setattr(measure, "_start", lambda *_: seen.append(os.environ.get(cpu_wait.VARIABLE)))
+    monkeypatch.setattr(measure, "_results", lambda children: sys.exit("enough"))
+    with pytest.raises(SystemExit, match="enough"):
+        main.main(["validate", "--measure", *job, "--threads=3"])
+    assert seen == ["PASSIVE"] * 2
+    assert "OMP_WAIT_POLICY=PASSIVE: 6 threads, so waiting threads sleep" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

@@ -14,8 +14,8 @@ from data_engine.planning.found import Found
 from data_engine.planning.plan import RunPlan, empty_shards, idle_ranks, plan_of
 from data_engine.planning.showing import measured_lines, plan_lines
 from data_engine.plural import plural
-from data_engine.processes import counting, output
-from data_engine.processes.ranks import asked_ranks, idle_nodes
+from data_engine.processes import counting, cpu_wait, output
+from data_engine.processes.ranks import asked_ranks, idle_nodes, num_threads
 from data_engine.processes.signals import interrupted_by_signals
 
 OPTIONS = ("measure", "json")
@@ -51,6 +51,8 @@ def main(argv: Sequence[str]) -> int:
             if not is_installed():
                 raise UserError("--measure runs the models, and torch is not installed here: validate without it, or "
                                 "where the run will be")  # fmt: skip
+            # As before a run, whose threads would wait in another way on a busy machine, many times slower.
+            cpu_wait.apply(ranks.local_world_size * num_threads(found.config.threads, ranks))
             with interrupted_by_signals():
                 measured = measure(found, ranks)
     if "json" in asked:
