@@ -116,6 +116,12 @@ def test_a_worker_that_is_killed_while_it_imports_the_rule_is_a_try_of_the_quest
         assert running.judge({}, ANSWERS) == Judged((1.0, 1.0), (None, None))
 
 
+def test_a_process_that_a_rule_has_forked_off_does_not_answer_for_the_next_question(judged):
+    """`judged` asks the next one, which would get the numbers of this one again."""
+    assert judged("import os; os.fork(); return [1, 2]") == Judged((1.0, 2.0), (None, None))
+    assert judged("import os, sys; os.fork() or sys.exit(); return [1, 2]") == Judged((1.0, 2.0), (None, None))
+
+
 def test_a_rule_may_write_into_its_list_where_the_order_stays(judged):
     body = "for place, one in enumerate(answers): answers[place] = one[:2]"
     assert judged(f"{body}\nreturn [len(one) for one in answers]") == Judged((2.0, 2.0), (None, None))

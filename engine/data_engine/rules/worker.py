@@ -75,17 +75,27 @@ def serve(stream: BinaryIO, rank: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != rank:
         return
+    own = os.getpid()
     set_up: SetUp = pickle.loads(receive(stream))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     isolated.limit_memory(set_up.limits.memory_bytes)
     with _timed(set_up.limits.import_s, set_up.limits.import_s), data_files() as read:
         function, problem = _loaded(set_up)
-    send(stream, json.dumps({"problem": problem, "read": read}).encode())
+    _respond(stream, {"problem": problem, "read": read}, own)
     while function is not None:
         row, answers = pickle.loads(receive(stream))
         with _timed(set_up.limits.processor_s, set_up.limits.clock_s):
             response = judged(function, set_up, row, answers)
-        send(stream, json.dumps(response).encode())
+        _respond(stream, response, own)
+
+
+def _respond(stream: BinaryIO, response: dict, own: int) -> None:
+    """Send it. A process that the rule has forked off comes here too, and ends: a second response would be taken for
+    that to the next question.
+    """
+    if os.getpid() != own:
+        os._exit(0)
+    send(stream, json.dumps(response).encode())
 
 
 def _loaded(set_up: SetUp) -> tuple[Callable | None, str | None]:
