@@ -12,9 +12,9 @@ from data_engine.store import units
 from data_engine.store.units import UnitResult
 
 
-def publish(work_dir, *numbers: int) -> None:
+def publish(work_dir, *numbers: int, stage: str = "sampled_answer") -> None:
     for unit in numbers:
-        path = units.unit_path(work_dir, "sampled_answer", unit)
+        path = units.unit_path(work_dir, stage, unit)
         path.parent.mkdir(exist_ok=True)
         path.touch()
 
@@ -41,6 +41,26 @@ def test_pace_and_time_left_count_what_this_start_has_seen_published(tmp_path, r
         publish(tmp_path, *range(10))
     # 8 units of 9 answers each.
     assert caplog.messages[-1] == "10 of 10 units, 1.2 answers/s"
+
+
+@pytest.mark.parametrize(
+    ("sampled", "says"),
+    [((), "8 of 12 units, 0.4 answers/s, 30 s left"), ((0, 1, 2, 3), "8 of 12 units, 0.3 answers/s, 1 min left")],
+)
+def test_an_answer_counts_once_and_not_in_each_stage(tmp_path, result, caplog, sampled, says):
+    """In a minute two of three stages are done, of 36 answers each: as much work as 24 answers make. Or one of two,
+    where the first of the three was done before: 18 answers.
+    """
+    stages = ["sampled_answer", "instruct_logps", "reward_logps"]
+    publish(tmp_path, *sampled)
+    caplog.set_level("INFO", "data_engine")
+    with Progress(tmp_path, stages, range(4), 12, Ranks()) as progress:
+        for stage in stages[:2]:
+            publish(tmp_path, *range(4), stage=stage)
+        progress.unit_done("instruct_logps", 0, result, questions=8, seconds=30.0, peak_bytes=1_500_000_000)
+        progress._started -= 60
+        progress._refresh()
+        assert caplog.messages[-1] == says
 
 
 def test_units_that_turn_out_to_be_damaged_make_no_pace_below_zero(tmp_path, result, caplog):

@@ -48,12 +48,15 @@ class Progress:
         self._total, self._visible = total, ranks.rank == 0
         self._started, self._published_before = time.monotonic(), 0
         self._own_units, self._own_answers = 0, 0
+        self._num_open_stages = 1
         self._done = threading.Event()
         self._bar: tqdm | None = None
 
     def __enter__(self) -> "Progress":
         if self._visible:
-            self._published_before = self._published()
+            published = [units.published(self._work_dir, stage) & self._mine for stage in self._stages]
+            self._published_before = sum(map(len, published))
+            self._num_open_stages = max(1, sum(found < self._mine for found in published))
             if sys.stderr.isatty():
                 self._bar = tqdm(
                     total=self._total, initial=self._published_before, unit="unit", desc="units", dynamic_ncols=True
@@ -98,8 +101,9 @@ class Progress:
         published = self._published()
         # Units that turned out to be damaged may be more than those that were published since.
         done = max(0, published - self._published_before)
-        # Units are alike: what this rank's hold on average stands for those of all ranks.
-        answers = done * self._own_answers / max(self._own_units, 1)
+        # Units are alike: what this rank's hold on average stands for those of all ranks. An answer is in a unit of
+        # each stage, and counts once.
+        answers = done / self._num_open_stages * self._own_answers / max(self._own_units, 1)
         elapsed = time.monotonic() - self._started
         rate = f"{answers / elapsed:.1f} answers/s"
         if self._bar is not None:
