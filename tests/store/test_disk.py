@@ -58,19 +58,24 @@ def test_what_is_needed_is_told_by_the_units_that_are_there(tmp_path, monkeypatc
     assert disk.needed_bytes(tmp_path, RunStages()) == 20_500_000
     told = disk.describe(OSError(errno.ENOSPC, "No space left on device", "/somewhere"), tmp_path, RunStages())
     assert told.startswith('cannot write "/somewhere": No space left on device. Every published unit is kept')
-    assert "need about 20.5 MB more, " in told
+    assert "need more than 20.5 MB more, " in told
     assert told.endswith(f' MB are free on the file system of "{tmp_path}"')
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=3_000_000))
     told = disk.describe(OSError(errno.ENOSPC, "No space left on device", "/somewhere"), tmp_path, RunStages())
     assert told.endswith(
-        f'need about 20.5 MB more, 3.0 MB are free on the file system of "{tmp_path}": 17.5 MB are missing'
+        f'need more than 20.5 MB more, 3.0 MB are free on the file system of "{tmp_path}": 17.5 MB are missing'
     )
     assert disk.needed_bytes(tmp_path, RunStages(sources=("implicit", "yesno"))) == 21_400_000
     # Of a quota, what is free on the file system says nothing; of a disk that fails, neither figure does.
     told = disk.describe(OSError(errno.EDQUOT, "Disk quota exceeded", "/somewhere"), tmp_path, RunStages())
-    assert told.endswith("run the same command again. The units that are left need about 20.5 MB more")
+    assert told.endswith("run the same command again. The units that are left need more than 20.5 MB more")
     told = disk.describe(OSError(errno.EIO, "Input/output error", "/somewhere"), tmp_path, RunStages())
     assert told.endswith("run the same command again")
+    # One of 0.5 MB in the third stage, and 9 more of it.
+    (tmp_path / "reward_logps").mkdir()
+    (tmp_path / "reward_logps/unit-00000.parquet").write_bytes(bytes(500_000))
+    told = disk.describe(OSError(errno.ENOSPC, "No space left on device", "/somewhere"), tmp_path, RunStages())
+    assert "need about 25.0 MB more, " in told
 
 
 def test_a_full_disk_that_has_room_and_no_inodes_is_told_as_one(tmp_path):

@@ -50,7 +50,9 @@ def describe(error: OSError, work_dir: Path, run_stages: stages.RunStages) -> st
     needed = needed_bytes(work_dir, run_stages)
     if not needed or not room.is_full(error):
         return told + room.told(error)
-    told += f". The units that are left need about {room.megabytes(needed)} more"
+    # Of a stage that has none yet, nothing is known.
+    about = "about" if all(units.sizes(work_dir, stage) for stage in run_stages.by_name) else "more than"
+    told += f". The units that are left need {about} {room.megabytes(needed)} more"
     return told if room.is_quota(error) else told + room.compared(needed, work_dir)
 
 
