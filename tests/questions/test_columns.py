@@ -96,6 +96,16 @@ def test_a_column_that_the_dataset_lacks_is_named_by_the_flag(tmp_path, name):
     )
 
 
+def test_a_column_that_the_flag_cannot_name_is_not_offered(tmp_path):
+    """The flag takes off the space, so that the column would be missing again."""
+    (tmp_path / "q.csv").write_text("id,prompt ,picture\n1,?,a\n")
+    assert refusal(str(tmp_path / "q.csv")).endswith("; if so meant, say --columns idx=id,image=picture")
+    assert refusal(str(tmp_path / "q.csv"), columns={"question": "prompt"}).endswith(
+        'has no column "prompt"; columns: id, prompt , picture; the name "prompt " begins or ends with a space, which '
+        "--columns takes off: rename the column"
+    )
+
+
 def test_a_column_that_is_given_another_name_is_said_to_be_so(tmp_path):
     write_jsonl(tmp_path / "q.jsonl", {"idx": 1, "image": "a", "source": "b"})
     assert refusal(str(tmp_path / "q.jsonl"), columns={"question": "idx"}).endswith(

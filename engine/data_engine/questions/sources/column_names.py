@@ -13,6 +13,7 @@ from data_engine.schemas import INPUT_COLUMNS, OPTIONAL_COLUMNS
 
 # The end of a message about ids that are missing or unfit.
 NUMBERED = "; --columns idx= numbers the rows instead"
+_SPACED = '; the name "{}" begins or ends with a space, which --columns takes off: rename the column'
 # Other names under which datasets have a column, the likeliest first; in small letters, with nothing between words.
 _OFTEN_CALLED = {
     "answer": ("answers", "response", "reference", "groundtruth", "gtanswer", "solution"),
@@ -66,7 +67,8 @@ class ColumnNames:
         """Raise UserError where the dataset lacks a column that --columns names; `columns` has the engine's names."""
         for ours, theirs in self.theirs.items():
             if theirs and ours not in columns:
-                hint = nearest(theirs, map(self.in_dataset, columns))
+                spaced = next((one for one in map(self.in_dataset, columns) if one.strip() == theirs), None)
+                hint = nearest(theirs, map(self.in_dataset, columns)) if spaced is None else _SPACED.format(spaced)
                 told = f'columns {ours}={theirs}: {name} has no column "{theirs}"; {self.listed(columns)}{hint}'
                 raise UserError(told)
 
@@ -80,8 +82,8 @@ SAME_NAMES = ColumnNames()
 
 def meant_for(ours: str, theirs: Iterable[str]) -> str | None:
     """The column of the dataset that may be meant by the engine's: it is often called so, or it is a typo."""
-    # --columns takes no name with a comma.
-    plain = {_plain(one): one for one in reversed([*theirs]) if "," not in one}
+    # --columns takes no name with a comma, or with a space at an end.
+    plain = {_plain(one): one for one in reversed([*theirs]) if "," not in one and one == one.strip()}
     called = next((plain[name] for name in (_plain(ours), *_OFTEN_CALLED.get(ours, ())) if name in plain), None)
     # The id of an image is no typo of "image", and one with a number behind it is one of several.
     typos = [name for name in plain if name not in _OTHERS and not name[-1:].isdigit()]
