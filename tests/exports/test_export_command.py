@@ -155,7 +155,8 @@ def test_answers_are_exported_though_no_pair_is_kept(world, tmp_path, capsys):
     assert pq.read_table(tmp_path / "out/scored/scored.parquet").num_rows > 0
     assert pq.read_table(tmp_path / "out/sft/train.parquet").num_rows > 0
     assert run(tmp_path / "work", "--format", "scored,trl", "--output", tmp_path / "more") == 2
-    told = f"is kept: the format trl has nothing to write; those that are made of answers need none: {BEST}, scored\n"
+    told = "is kept: the format trl has nothing to write; those that are made of answers need none: "
+    told = f'no pair of "{tmp_path}/work/pairs/pairs.parquet" {told}{BEST}, scored\n'
     assert told in capsys.readouterr().err
     assert not (tmp_path / "more").exists()
 

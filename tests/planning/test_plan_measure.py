@@ -97,24 +97,29 @@ def test_what_is_measured_is_every_stage_of_the_whole_dataset_in_a_folder_of_its
 
 
 @pytest.mark.parametrize(
-    ("device", "seconds", "warned"), [("cpu", 6.0, False), ("cpu", 2.0, True), ("cuda", 2.0, False)]
+    ("device", "seconds", "threads", "warned"),
+    [
+        ("cpu", 6.0, 2, None),
+        ("cpu", 2.0, 2, "25% of their 2 processors"),
+        ("cpu", 1.0, 1, "25% of their 1 processor"),
+        ("cuda", 2.0, 2, None),
+    ],
 )
-def test_ranks_that_do_not_get_their_processors_are_told_of(job, monkeypatch, device, seconds, warned):
-    """A unit took 4 s of the clock, and 6 s, or 2 s, of the two processors of its rank: 75% or 25%. Beside a GPU they
-    have little to do.
+def test_ranks_that_do_not_get_their_processors_are_told_of(job, monkeypatch, device, seconds, threads, warned):
+    """A unit took 4 s of the clock, and 6 s, 2 s or 1 s, of the processors of its rank: 75% of two, 25% of two or of
+    one. Beside a GPU they have little to do.
     """
     config = parse([*job, "--stop_after_stage=0"])
     stage = {"times": [(1, (4.0, seconds))], "role": "", "tokens_an_answer": 3.0, "bytes_an_answer": 9.0}
     result = {
-        "stages": {"sampled_answer": stage}, "loads": {}, "last": {}, "size": 1, "threads": 2,
+        "stages": {"sampled_answer": stage}, "loads": {}, "last": {}, "size": 1, "threads": threads,
         **dict.fromkeys(("plan_s", "import_s", "workers_s"), (1.0, 1.0)),
     }  # fmt: skip
     monkeypatch.setattr(measure, "_start", lambda *_: None)
     monkeypatch.setattr(measure, "_results", lambda children: [result] * len(children))
     found = Found(config, questions=open_questions(config), heavy={"device": device})
-    assert measure.measure(found, Ranks(0, 2, 0, 2))["processor_share"] == seconds / 8
-    assert [told for told in found.warnings if "had 25% of their 2 processors" in told] == found.warnings
-    assert bool(found.warnings) == warned
+    assert measure.measure(found, Ranks(0, 2, 0, 2))["processor_share"] == seconds / 4 / threads
+    assert [f"had {warned} each" in told for told in found.warnings] == [True] * (warned is not None)
 
 
 def test_threads_wait_while_they_are_measured_as_they_do_in_a_run(job, monkeypatch, capfd):

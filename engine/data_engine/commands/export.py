@@ -87,7 +87,7 @@ def _build(
     for name in names:
         built[name], written = build(name, source, scratch)
         if not written.rows and not written.left_out:
-            raise UserError(_nothing(name, run.work_dir))
+            raise UserError(_nothing(name, run.work_dir, run.pairs))
         print(told(name, written), flush=True)
         if not written.rows:
             raise UserError(why_nothing(name, written))
@@ -95,7 +95,7 @@ def _build(
     return built
 
 
-def _nothing(name: str, work_dir: Path) -> str:
+def _nothing(name: str, work_dir: Path, pairs: Path) -> str:
     """Why a format has no row, of which none was left out."""
     if name in BEST_OF_N:
         return (
@@ -103,7 +103,7 @@ def _nothing(name: str, work_dir: Path) -> str:
             "every answer with the reason"
         )
     return (
-        f'no pair of "{work_dir}" is kept: the format {name} has nothing to write; those that are made of answers need '
+        f'no pair of "{pairs}" is kept: the format {name} has nothing to write; those that are made of answers need '
         f"none: {', '.join((*BEST_OF_N, 'scored'))}"
     )
 

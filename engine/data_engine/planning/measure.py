@@ -21,6 +21,7 @@ from data_engine.duration import duration
 from data_engine.errors import UserError
 from data_engine.planning import sizes
 from data_engine.planning.found import Found
+from data_engine.plural import plural
 from data_engine.processes.ranks import Ranks, since_start_s
 from data_engine.store.room import nearest_folder
 
@@ -56,8 +57,8 @@ def measure(found: Found, ranks: Ranks) -> dict:
     told["processor_share"] = share
     if device == "cpu" and share < BUSY:
         found.warnings.append(
-            f"the ranks had {share:.0%} of their {results[0]['threads']} processors each while they were measured: "
-            "other programs may be at work on this machine, and the run is faster without them"
+            f"the ranks had {share:.0%} of their {plural(results[0]['threads'], 'processor')} each while they were "
+            "measured: other programs may be at work on this machine, and the run is faster without them"
         )
     return told
 
