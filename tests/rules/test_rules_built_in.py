@@ -286,6 +286,9 @@ def test_true_and_false_of_a_column_are_words():
         "Final Answer: 1",
     ]
     assert final_answer({"answer": True}, said) == [1, 0, 1, 0, 0]
+    # Every cell of a CSV is text.
+    assert final_answer({"answer": "true"}, said) == [1, 0, 0, 0, 0]
+    assert final_answer({"answer": '["true", "yes"]'}, said) == [1, 0, 1, 0, 0]
     assert final_answer({"answer": False}, said) == [0, 1, 0, 1, 0]
     said = ["True", "False.", "Yes.", "No, there is none", "True, there is no cat", "It is not true"]
     assert contains.contains({"answer": True}, said) == [1, 0, 1, 0, 1, 1]
