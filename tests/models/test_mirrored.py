@@ -38,8 +38,14 @@ def test_what_is_computed_of_known_integers_is_known():
     assert f"{mask.sum()}" == "3"
     assert mask.unsqueeze(-1).to(META).tolist() == [[[False], [True], [True], [False], [True]]]
     assert [size.item() for size in pair(torch.tensor([5, 6])).prod(-1)[None]] == [30]
+    assert ids.view_as(torch.zeros(5, 1, device=META)).tolist() == [[7], [9], [9], [3], [9]]
+    assert ids.reshape_as(torch.zeros(5, 1, device=META)).tolist() == [[7], [9], [9], [3], [9]]
     assert mask.nonzero().tolist() == [[0, 1], [0, 2], [0, 4]]
     assert ids[0].unique_consecutive().tolist() == [7, 9, 3, 9]
+    assert ids.masked_select(mask).tolist() == [9, 9, 9]
+    assert ids[0, :2].repeat_interleave(pair(torch.tensor([2, 1]))).tolist() == [7, 7, 9]
+    assert 3 in ids
+    assert 4 not in ids
     values, places = ids.max(-1)
     assert values.device == places.device == META
 
@@ -74,6 +80,24 @@ def test_a_mask_as_wide_as_embeddings_chooses_without_a_read(device, sent):
         assert torch.equal(found, numbers[wide.as_subclass(Tensor)])
     # Each number of the embeddings on its own.
     assert numbers.to(device)[..., None].expand(1, 5, 4, 2)[wide].shape == (12, 2)
+    assert mask.unsqueeze(-1).expand_as(other=numbers).shape == (1, 5, 4)
+
+
+def test_a_mask_that_repeats_along_two_dimensions_chooses_each_number():
+    numbers, mask = torch.randn(1, 5, 4, 2), pair(IDS == 9, torch.device("cpu"))
+    wide = mask[..., None, None].expand(1, 5, 4, 2)
+    assert torch.equal(numbers[wide], numbers[0, [1, 2, 4]].flatten())
+
+
+def test_a_single_truth_that_is_repeated_is_a_mask():
+    truth = pair(torch.tensor(True)).expand(4)
+    assert torch.zeros(4, 2, device=META)[truth].shape == (4, 2)
+
+
+def test_places_that_are_repeated_are_no_mask():
+    numbers, places = torch.randn(5, 3), torch.tensor([[4], [1]])
+    found = numbers[pair(places, torch.device("cpu")).expand(2, 3)]
+    assert torch.equal(found, torch.stack([numbers[[4, 4, 4]], numbers[[1, 1, 1]]]))
 
 
 def test_numbers_of_the_host_are_read_beside_known_ones():
@@ -83,6 +107,8 @@ def test_numbers_of_the_host_are_read_beside_known_ones():
     assert (starts[2] + ids[0, 0]).item() == 23
     ids[0, 1] = starts[1]
     assert ids.tolist() == [[7, 7, 9, 3, 9]]
+    torch.add(ids[0, :3], 1, out=starts)
+    assert starts.tolist() == [8, 8, 10]
 
 
 def test_known_numbers_are_sizes():
@@ -95,6 +121,14 @@ def test_known_numbers_are_sizes():
     assert numbers[:width, height:].shape == (3, 2)
     resized = nn.functional.interpolate(numbers[None, None], size=(height * 2, width), mode="bilinear")
     assert resized.shape == (1, 1, 4, 3)
+
+
+def test_known_numbers_bound_a_slice():
+    ids, (second, third, fifth) = pair(IDS), pair(torch.tensor([1, 2, 4]))
+    assert ids[0, second:fifth:third].tolist() == [9, 3]
+    ids[0, second:fifth:third] = 0
+    assert ids.tolist() == [[7, 0, 9, 0, 9]]
+    assert torch.zeros(5, 5, device=META)[ids[0] == 9, second:fifth:third].shape == (2, 2)
 
 
 def test_writing_known_numbers_keeps_the_copies_right():
@@ -125,6 +159,17 @@ def test_after_a_write_of_an_unknown_number_nothing_of_the_prompt_is_known():
     assert ids.tolist() == [[8, 10, 10, 4, 10]]
 
 
+def test_each_way_to_write_an_unknown_number_is_noticed():
+    unknown = torch.tensor([[1, 2, 3, 2, 1]])
+    for write in ("add", "sub", "mul", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift"):
+        ids = pair(IDS.clone(), torch.device("cpu"))
+        getattr(ids, f"__i{write}__")(unknown)
+        assert not is_known(ids), write
+    ids = pair(IDS.clone(), torch.device("cpu"))
+    ids.data = unknown
+    assert ids.tolist() == unknown.tolist()
+
+
 def test_what_is_found_by_value_on_a_cpu_has_a_copy_of_its_own():
     places = pair(IDS, torch.device("cpu")).nonzero()
     places += 1
@@ -136,10 +181,13 @@ def test_what_a_device_may_order_or_draw_otherwise_is_not_known():
     ids = pair(IDS)
     values, places = ids.sort()
     assert not any(map(is_known, (values, places, ids.argsort(), ids.topk(2).indices)))
+    of_equals = (ids.median(-1), ids.kthvalue(2), pair(IDS, torch.device("cpu")).mode(-1))
+    assert not any(is_known(part) for found in of_equals for part in found)
     assert ids.argsort(stable=True).tolist() == [[3, 0, 1, 2, 4]]
-    drawn = ids.clone()
-    drawn.random_(9)
-    assert not is_known(drawn)
+    for draw in (lambda one: one.random_(9), lambda one: one.bernoulli_(0.5), lambda one: one.geometric_(0.5)):
+        drawn = pair(IDS).clone()
+        draw(drawn)
+        assert not is_known(drawn)
 
 
 def test_a_write_to_what_was_taken_to_the_host_leaves_the_copies_right():
@@ -160,4 +208,6 @@ def test_floats_and_large_tensors_are_not_known():
     assert not is_known(torch.randint_like(pair(IDS), 9))
     assert is_known(pair(torch.ones(MOST, dtype=torch.int64)))
     assert not is_known(pair(torch.ones(MOST + 1, dtype=torch.int64)))
+    # A mask as wide as embeddings has no more numbers than tokens.
+    assert is_known(pair(IDS == 9)[..., None].expand(1, 5, MOST))
     assert not is_known(pair(IDS) + torch.ones(5, dtype=torch.int64, device=META))

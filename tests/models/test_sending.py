@@ -48,7 +48,7 @@ def test_a_list_goes_by_sent_and_is_known(sending, sent, made, data):
 
 def test_a_list_of_known_numbers_is_known_and_one_of_others_is_left_alone(sending, sent):
     sizes = known(torch.tensor([2, 3]))
-    assert torch.tensor([sizes[0], sizes[1] * 2, 1], device=META).tolist() == [2, 6, 1]
+    assert torch.tensor([sizes[0], sizes[1] * 2, torch.tensor(1)], device=META).tolist() == [2, 6, 1]
     assert not is_known(torch.tensor([sizes[0], torch.zeros((), device=META)], device=META))
 
 
@@ -71,6 +71,8 @@ def test_a_tensor_of_the_host_goes_by_sent_and_is_known(sending, sent):
     assert len(sent) == 6
     # Only its type changes.
     assert places.to(torch.int32).device == places.to("cpu").device == CPU
+    # It is there.
+    assert torch.zeros(3, device=META).to(META, torch.int32).device == META
     assert len(sent) == 6
 
 
@@ -81,6 +83,14 @@ def test_what_is_written_on_the_host_later_is_not_what_was_sent(sending):
     assert found.tolist() == [0, 1, 2]
 
 
+def test_a_tensor_of_a_host_that_is_the_device_stays_what_it_is():
+    places = torch.arange(3)
+    with Sending().of(Known(CPU)):
+        found = places.to("cpu")
+    places += 1
+    assert found.tolist() == [1, 2, 3]
+
+
 def test_places_of_the_host_choose_on_the_device(sending, sent):
     numbers = torch.zeros(4, 5, device=META)
     assert numbers[torch.tensor([0, 2])].shape == (2, 5)
@@ -88,6 +98,8 @@ def test_places_of_the_host_choose_on_the_device(sending, sent):
     numbers[torch.tensor([0, 2]), 1] = 3.0
     num_sent = len(sent)
     assert torch.ones(3)[torch.tensor([1])].tolist() == [1.0]
+    # A single one goes along.
+    assert numbers[torch.tensor(1)].shape == (5,)
     assert len(sent) == num_sent
 
 
@@ -106,6 +118,14 @@ def test_as_many_numbers_in_order_as_the_host_knows_are_made_there(sending, sent
     assert not sent
 
 
+def test_a_number_whose_copy_no_longer_holds_is_asked_of_the_device():
+    size = mirrored.mirrored({"it": torch.tensor(2)}, {"it": torch.tensor(2)}, Known(CPU))["it"]
+    size += torch.tensor(1)
+    with Sending().of(Known(CPU)):
+        assert torch.arange(size, device=CPU).tolist() == [0, 1, 2]
+        assert torch.tensor([size], device=CPU).tolist() == [3]
+
+
 @pytest.mark.parametrize(("made", "number"), [(torch.ones, 1), (torch.zeros, 0)])
 def test_one_number_everywhere_is_known_and_made_by_the_device(sending, sent, made, number):
     """A mask that hides nothing, of which transformers asks whether it does."""
@@ -114,7 +134,9 @@ def test_one_number_everywhere_is_known_and_made_by_the_device(sending, sent, ma
     assert found.bool().all() == bool(number)
     assert found.device == META
     assert not is_known(made(3, device=META))
-    assert made(3, dtype=torch.int64).device == CPU
+    on_host = made(3, dtype=torch.int64)
+    assert on_host.device == CPU
+    assert not is_known(on_host)
     assert not sent
 
 
@@ -134,12 +156,14 @@ def test_behind_a_mask_that_the_host_does_not_know_it_counts_what_makes_one(sent
 
     with pytest.raises(NotImplementedError, match="meta"):
         run()
-    assert run() == (2,)
+    # And goes on to.
+    assert [run() for _ in range(3)] == [(2,)] * 3
 
 
-def test_masks_that_the_host_knows_change_nothing(sending, sent):
+def test_masks_that_the_host_knows_and_places_change_nothing(sending, sent):
     numbers = torch.zeros(3, device=META)
-    for place in (known(torch.tensor([True, False, True])), torch.tensor([True, False, True]), slice(2), 1):
+    mask, places = torch.tensor([True, False, True]), torch.empty(2, dtype=torch.int64, device=META)
+    for place in (known(mask), mask, places, slice(2), 1):
         numbers[place]
     assert not sending.knows_counted
 
@@ -173,6 +197,17 @@ def test_a_part_that_is_said_to_need_nothing_never_runs_in_the_mode(sent):
     mode.leave(part, needs=False)
     with mode.of(Known(META)):
         assert not is_known(part(True))
+        # Nor does one behind it.
+        assert not is_known(part(True))
+
+
+def test_a_part_that_once_sent_something_runs_in_the_mode_though_it_sends_nothing_for_a_while(sent):
+    mode, part = Sending(), Part()
+    mode.leave(part)
+    with mode.of(Known(META)):
+        part(True)
+        part(False)
+        assert is_known(part(True))
 
 
 def test_a_part_within_one_that_runs_without_leaves_it_at_that(sent):

@@ -155,6 +155,8 @@ def host_copy(one: object) -> object:
     """What stands for it on the host."""
     if isinstance(one, Mirrored):
         return one.on_host
+    if isinstance(one, slice):
+        return _slice(one)
     return torch.device("cpu") if isinstance(one, torch.device) else one
 
 
@@ -183,10 +185,14 @@ def _number(one: object) -> object:
     return int(one.on_host) if is_known(one) else one
 
 
+def _slice(one: slice) -> slice:
+    return slice(_number(one.start), _number(one.stop), _number(one.step))
+
+
 def _places(one: object) -> Iterator[object]:
     """What stands for one index."""
     if isinstance(one, slice):
-        yield slice(_number(one.start), _number(one.stop), _number(one.step))
+        yield _slice(one)
     elif is_known(one) and one.dtype == torch.bool and one.ndim > 0:
         yield from (sent(places, one.device) for places in one.on_host.nonzero(as_tuple=True))
     else:

@@ -157,7 +157,7 @@ class Sending(TorchFunctionMode):
         return isinstance(one, Tensor) and one.device.type == "cpu" != self._known.device.type
 
     def _is_unknown_mask(self, place: object) -> bool:
-        is_mask = isinstance(place, Tensor) and place.dtype == torch.bool and place.ndim > 0
+        is_mask = isinstance(place, Tensor) and place.dtype == torch.bool
         return is_mask and not is_known(place) and not self._is_host(place)
 
     def _paired(self, on_device: Tensor, on_host: Tensor) -> Tensor:
