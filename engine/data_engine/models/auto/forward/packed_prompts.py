@@ -21,7 +21,7 @@ from data_engine.models.auto.forward.processed import ProcessedPrompt
 from data_engine.models.auto.parts import prompt_cache
 from data_engine.models.base import PromptEnd
 from data_engine.models.layers import rotary
-from data_engine.models.layers.answer_cache import CACHE, is_recurrent
+from data_engine.models.layers.answer_cache import CACHE
 from data_engine.models.layers.attention import DoesNotFit
 from data_engine.models.layers.layer_kind import LayerKind
 
@@ -88,9 +88,10 @@ def may_pack(model: Packable) -> bool:
     Not so: a state that goes from token to token, tables by the longest prompt, experts, whose products are as large as
     all rows make them.
     """
-    by_row = not any(map(is_recurrent, model.cache_layers)) and not any(kind.cross for kind in model.layers)
+    crosses = any(kind.cross for kind in model.layers)
     experts = any("expert" in name for name, _ in model.decoder.named_modules())
-    return by_row and not (model.is_split or model.answers_in_rows or experts or rotary.follow_largest(model.decoder))
+    by_row = not (model.answers_in_rows or crosses or experts or rotary.follow_largest(model.decoder))
+    return by_row and not model.is_split
 
 
 @torch.inference_mode()
