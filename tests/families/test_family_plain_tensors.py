@@ -6,7 +6,9 @@ from asked import ASKED
 from families import named
 from test_family_positions import prompt
 
+from data_engine.errors import BadRow, LostRankError, UserError
 from data_engine.models.auto.forward.mirrored import Mirrored
+from data_engine.models.layers.attention import DoesNotFit
 from data_engine.models.layers.prefix import Prefix, run_prefix, run_prefixes
 
 ASKED_FIRST, ASKED_LATER = ASKED["two images"], ASKED["wide"]
@@ -96,6 +98,25 @@ def test_memory_that_runs_out_is_no_reason_to_try_again(checkpoints, error):
         run_prefix(model, prompt(model, ASKED_FIRST))
     assert failing.calls == 1
     assert model.own_forward.takes_mirrored
+
+
+@pytest.mark.parametrize("error", [UserError, BadRow, LostRankError, DoesNotFit])
+def test_nor_is_what_says_nothing_of_the_models_code(checkpoints, error):
+    model = checkpoints("llava").reloaded().model
+    failing = Failing(model, model._model, error("no such row"))
+    with pytest.raises(error, match="call 1"):
+        run_prefix(model, prompt(model, ASKED_FIRST))
+    assert failing.calls == 1
+    assert model.own_forward.takes_mirrored
+
+
+def test_one_that_runs_without_is_not_called_again(checkpoints):
+    model = checkpoints("llava").reloaded().model
+    model.own_forward.takes_mirrored = False
+    failing = Failing(model, model._model, KeyError("sizes"), always=True)
+    with pytest.raises(KeyError, match="call 1"):
+        run_prefix(model, prompt(model, ASKED_FIRST))
+    assert failing.calls == 1
 
 
 def test_a_split_model_is_not_called_again(checkpoints, monkeypatch):

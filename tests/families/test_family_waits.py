@@ -11,9 +11,11 @@ from families import FAMILIES, named
 from one_device import META, NoLists, OneDevice, arrived
 from test_family_packed_tower import Flash
 from test_family_positions import prompt
+from torch.overrides import _get_current_function_mode_stack
 
 from data_engine.models import load_model
 from data_engine.models.auto.forward import mirrored, own_forward, packed_tower, processed
+from data_engine.models.auto.parts import prompt_cache
 from data_engine.models.layers.fused import fuse_operations
 
 # What the host waits for there still: numbers that it does not know.
@@ -83,6 +85,29 @@ def test_one_of_which_that_is_not_so_is_known(checkpoints, name, flash, monkeypa
     # A read, or a copy that is waited for.
     with pytest.raises((RuntimeError, AssertionError), match=r"meta|sent without|of the host and of the device"):
         run_on_meta(model, ASKED["two images"], monkeypatch)
+
+
+@torch.inference_mode()
+def test_the_decoder_and_layers_that_send_nothing_run_without_the_mode_that_sees_each_call(checkpoints):
+    model, modes = checkpoints("qwen2_5_vl").reloaded().model, {}
+    forward, given = own_forward.OwnForward(model._model, model.decoder, model.vision), prompt(model, ASKED["wide"])
+
+    def note(part: torch.nn.Module, name: str, sends: bool) -> None:
+        def noted(*call) -> None:
+            modes.setdefault(name, []).append(len(_get_current_function_mode_stack()))
+            if sends:
+                torch.tensor([1], device="cpu")
+
+        part.register_forward_pre_hook(noted)
+
+    note(model.vision.patch_embed, "tower", sends=True)
+    note(model.vision.blocks[0].norm1, "a layer of it", sends=False)
+    note(model.decoder.layers[0], "decoder", sends=True)
+    with model._own_attention():
+        for sends in (True, True, False):
+            forward.run(given, model._inputs(given), prompt_cache(model.text_config, model.device), sends)
+    # The first time, parts show what they send.
+    assert modes == {"tower": [1, 1, 0], "a layer of it": [1, 0, 0], "decoder": [0, 0, 0]}
 
 
 @pytest.mark.parametrize("kind", OWN)

@@ -117,8 +117,7 @@ class OwnForward:
         return int(positions.max()) + 1
 
     def _note_positions(self, module: nn.Module, args: tuple, options: dict) -> None:
-        if self._positions is None:
-            self._positions = options.get("position_ids")
+        self._positions = options.get("position_ids")
 
     def _note_hidden(self, module: nn.Module, args: tuple, out: object) -> None:
         # A copy, which does not keep the others alive.

@@ -54,4 +54,4 @@ class Encoding(Protocol):
 def encoded_together(model: Encoding, prompts: Sequence[ProcessedPrompt]) -> Iterator[ProcessedPrompt]:
     """As VisionLanguageModel.encoded, whether or not it is known that the tower takes them so."""
     for prompt, features in image_groups.encoded(prompts, pixels_alone, model.image_features, model):
-        yield prompt if features is None else replace(prompt, features=features)
+        yield replace(prompt, features=features)
