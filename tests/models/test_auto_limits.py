@@ -1,15 +1,35 @@
 """What a model of transformers takes, by its configuration: pictures, prompts that are shared, and embeddings."""
 
+import sys
 import threading
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
-from transformers import IdeficsConfig, Llama4TextConfig, PreTrainedConfig, Qwen2Config
+from transformers import (
+    Blip2ForConditionalGeneration,
+    IdeficsConfig,
+    Llama4TextConfig,
+    PreTrainedConfig,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from data_engine.errors import UserError
-from data_engine.models.auto.limits import check_size, fast_positions, num_embeddings
+from data_engine.models.auto.limits import (
+    check_size,
+    fast_positions,
+    known_ids,
+    needs_pixels,
+    num_embeddings,
+    takes_token_types,
+)
 from data_engine.models.auto.model import Auto
 from data_engine.models.auto.text.prompts import AutoPrompts
+from data_engine.models.checkpoints.json_files import ModelError
 from data_engine.questions.conversation import Conversation
 from data_engine.questions.images import BadImage
 
@@ -41,6 +61,10 @@ def by_kind_of_layer(original: int) -> PreTrainedConfig:
         (rope("dynamic"), CONTEXT),
         # A table of another kind is the same wherever a prompt ends.
         (rope("yarn", original_max_position_embeddings=300), CONTEXT),
+        # A context that was cut is the limit.
+        (rope("dynamic", original_max_position_embeddings=5000), CONTEXT),
+        # Learned positions, as those of OPT.
+        (PreTrainedConfig(max_position_embeddings=CONTEXT), CONTEXT),
         (by_kind_of_layer(300), 300),
         (llama4(attn_temperature_tuning=True, floor_scale=300), 300),
         (llama4(attn_temperature_tuning=True, floor_scale=8192), CONTEXT),
@@ -51,14 +75,55 @@ def test_prompts_are_shared_up_to_where_places_are_counted_otherwise(config, exp
     assert fast_positions(config) == expected
 
 
-def test_embeddings_are_those_of_both_tables_of_idefics():
+def idefics() -> IdeficsConfig:
+    """With embeddings of 3 tokens in a table behind that of 100."""
     small = {"num_hidden_layers": 1, "intermediate_size": 16}
-    config = IdeficsConfig(
+    return IdeficsConfig(
         vocab_size=100, additional_vocab_size=3, hidden_size=16, num_attention_heads=2, **small,
         vision_config={"embed_dim": 16, "image_size": 28, "patch_size": 14, "num_attention_heads": 2, **small},
         perceiver_config={"resampler_depth": 1, "resampler_n_heads": 2, "resampler_head_dim": 8},
     )  # fmt: skip
-    assert num_embeddings(config, 100) == 103
+
+
+def test_embeddings_are_those_of_both_tables_of_idefics():
+    assert num_embeddings(idefics(), 100) == 103
+
+
+def test_a_model_that_cannot_be_made_without_numbers_has_embeddings_of_its_vocabulary():
+    assert num_embeddings(Qwen2Config(), 7) == 7
+
+
+@pytest.mark.parametrize(
+    ("prompt_ids", "last_of_tokenizer", "expected"),
+    [([5, 99], 99, sys.maxsize), ([5], 100, 103), ([5, 102], 99, 103), ([5, 100], 200, 103)],
+)
+def test_ids_beyond_the_vocabulary_are_known_up_to_the_last_embedding(prompt_ids, last_of_tokenizer, expected):
+    tokenizer = SimpleNamespace(get_vocab=lambda: {"a": 0, "b": last_of_tokenizer})
+    assert known_ids(prompt_ids, idefics(), tokenizer, Path("model")) == expected
+
+
+def test_a_token_of_every_prompt_that_the_model_has_no_embedding_of_is_refused():
+    tokenizer = SimpleNamespace(get_vocab=lambda: {"<image>": 103}, convert_ids_to_tokens={103: "<image>"}.get)
+    with pytest.raises(ModelError, match="have the token '<image>' of id 103, and the model has embeddings of 103 "):
+        known_ids([5, 103, 9], idefics(), tokenizer, Path("model"))
+
+
+@pytest.mark.parametrize(
+    ("model", "needed"),
+    [
+        (Blip2ForConditionalGeneration, True),
+        (Qwen2_5_VLForConditionalGeneration, False),
+        # Of text alone.
+        (Qwen2ForCausalLM, False),
+    ],
+)
+def test_pixels_are_needed_where_a_forward_has_no_default_for_them(model, needed):
+    assert needs_pixels(model) == needed
+
+
+@pytest.mark.parametrize(("config", "taken"), [(Qwen2_5_VLConfig, True), (IdeficsConfig, False)])
+def test_types_of_tokens_go_to_models_that_are_called_with_them(config, taken):
+    assert takes_token_types(config) == taken
 
 
 @pytest.mark.parametrize(

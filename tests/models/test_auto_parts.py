@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from data_engine.models.auto.parts import difference, fitted_head
+from data_engine.models.auto.parts import difference, fitted_head, layer_kinds
 from data_engine.models.layers.attention import DoesNotFit
 from data_engine.models.layers.head import Head
+from data_engine.models.layers.layer_kind import LayerKind
+from data_engine.models.layers.noting import Noted
 
 WIDTH, VOCABULARY = 64, 5000
 CONFIG = PreTrainedConfig(logit_scale=0.25, final_logit_softcapping=30.0)
@@ -44,6 +46,24 @@ def test_logits_are_divided_by_their_scaling_or_multiplied_with_it(scale):
     head, hidden = given(torch.float32)
     found = fitted_head(head, hidden, (hidden @ head.weight.T) * scale, PreTrainedConfig(logits_scaling=8.0))
     assert found.scale == scale
+
+
+def test_logits_are_multiplied_with_what_another_name_says():
+    head, hidden = given(torch.float32)
+    found = fitted_head(head, hidden, (hidden @ head.weight.T) * 4, PreTrainedConfig(output_multiplier=4.0))
+    assert found.scale == 4
+
+
+def test_a_scale_or_a_cap_of_zero_is_none():
+    head, hidden = given(torch.float32)
+    config = PreTrainedConfig(logit_scale=0.0, final_logit_softcapping=0.0)
+    assert fitted_head(head, hidden, hidden @ head.weight.T, config).is_plain
+
+
+def test_in_fp32_a_hundredth_is_no_rounding():
+    head, hidden = given(torch.float32)
+    with pytest.raises(DoesNotFit, match="its logits are not those"):
+        fitted_head(head, hidden, (hidden @ head.weight.T) * 1.01, CONFIG)
 
 
 def test_logits_of_another_kind_do_not_fit():
@@ -100,3 +120,15 @@ def test_tokens_that_a_model_never_says_are_found_and_never_said(dtype):
 def test_a_difference_is_a_share_of_the_norm():
     assert difference(torch.tensor([3.0, 4.1]), torch.tensor([3.0, 4.0])) == pytest.approx(0.02, rel=1e-5)
     assert difference(torch.zeros(7), torch.full((7,), 2.0)) == 1
+    # Whose norm half precision does not hold: 300 x the root of 70,000.
+    large = torch.full((70_000,), 300.0, dtype=torch.float16)
+    assert difference(torch.zeros_like(large), large) == 1
+
+
+def test_layers_that_were_handed_the_keys_and_values_of_an_earlier_one_use_those():
+    merged, values = torch.randn(4, 3, 8), torch.randn(2, 3, 5)
+    first = Noted(merged[:2], values)
+    # The second has its keys elsewhere in the same product, the last its own values.
+    noted = [first, Noted(merged[2:], values), first, first, Noted(merged[:2], torch.randn(2, 3, 5))]
+    same = [None, None, 0, 0, None]
+    assert layer_kinds(dict(enumerate(noted))) == [LayerKind(2, 8, 5, same_as=number) for number in same]

@@ -35,8 +35,7 @@ TOKEN_TYPES = "mm_token_type_ids"
 @functools.cache
 def takes_token_types(config: type[PretrainedConfig]) -> bool:
     """Whether models of a configuration are called with the types of tokens."""
-    model = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(config, None)
-    return model is not None and TOKEN_TYPES in inspect.signature(model.forward).parameters
+    return TOKEN_TYPES in inspect.signature(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[config].forward).parameters
 
 
 def needs_pixels(model: type[PreTrainedModel]) -> bool:
@@ -70,8 +69,8 @@ def known_ids(
 
     Raises ModelError where a prompt of any question has one beyond: a GPU would only fail later.
     """
-    largest, size = max(prompt_ids, default=0), getattr(config.get_text_config(decoder=True), "vocab_size", None)
-    if not size or max((largest, *tokenizer.get_vocab().values())) < size:
+    largest, size = max(prompt_ids), config.get_text_config(decoder=True).vocab_size
+    if max((largest, *tokenizer.get_vocab().values())) < size:
         return sys.maxsize
     size = num_embeddings(config, size)
     if largest >= size:

@@ -105,12 +105,10 @@ def fitted_head(head: Head, hidden_D: Tensor, logits_V: Tensor, config: object) 
     """
     scales = [1.0]
     for name in ("logit_scale", "logits_scaling", "output_multiplier"):
-        if (value := getattr(config, name, None)) is not None:
-            scales.append(value)
-        # Granite divides by it, HyperCLOVA X multiplies.
-        if value and name == "logits_scaling":
-            scales.append(1 / value)
-    caps = [None, *filter(None, [getattr(config, "final_logit_softcapping", None)])]
+        # Granite divides by the second, HyperCLOVA X multiplies.
+        if value := getattr(config, name, None):
+            scales += [value, 1 / value]
+    caps = [None, getattr(config, "final_logit_softcapping", None)]
     unsaid_V = logits_V <= torch.finfo(logits_V.dtype).min
     never = unsaid_V.nonzero()[:, 0] if unsaid_V.any() else None
     heads = [Head(head.weight, head.bias, scale, cap, never) for scale, cap in itertools.product(scales, caps)]
