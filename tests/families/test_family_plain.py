@@ -8,9 +8,12 @@ import pytest
 import torch
 from asked import ASKED
 from families import FAMILIES
+from test_family_positions import prompt
 
 from data_engine.errors import NO_ROOM, UserError
+from data_engine.models import load_model
 from data_engine.models.auto.forward.own_decoding import OwnDecoding, whole_rows
+from data_engine.models.layers.prefix import run_prefix
 from data_engine.pipeline.public_arguments import read_question
 from data_engine.pipeline.sample import SampleSettings, request_for
 from data_engine.sampling.backend import BackendSettings, make_backend
@@ -153,6 +156,18 @@ def test_an_answer_whose_logits_are_no_numbers_ends_there_and_others_go_on(model
     assert found[1] == (number, index, ids[:2], BROKEN)
     assert found[0] == expected[0]
     assert found[2:] == expected[2:]
+
+
+def test_a_prompt_and_a_step_make_the_logits_of_their_last_token_alone_and_steps_give_them_in_fp32(checkpoints):
+    """Those of a long prompt may take as much memory as the model; draws are of fp32, whatever the model's dtype."""
+    model, made = load_model("auto", str(checkpoints("qwen2_5_vl").folder), device="cpu", dtype="bfloat16"), []
+    model._model.register_forward_hook(lambda module, given, out: made.append(tuple(out.logits.shape[:2])))
+    given = prompt(model, ASKED["wide"])
+    run_prefix(model, given)
+    steps = model.plain_steps(given, 3)
+    found = [steps.first(), steps.next(torch.tensor([72, 33, 90]))]
+    assert made == [(1, 1), (1, 1), (3, 1)]
+    assert [logits.dtype for logits in found] == [torch.float32] * 2
 
 
 # Models of transformers that make the logits of all tokens, whatever they are asked for.

@@ -98,8 +98,6 @@ def whole_rows(model: PreTrainedModel, inputs: dict[str, Tensor], answers_KT: Te
     whole = {name: value for name, value in inputs.items() if name != "input_ids"}
     for _ in range(answers_KT.shape[1]):
         whole = model._update_model_kwargs_for_generation({}, whole, is_encoder_decoder=False)
-    if "token_type_ids" in whole:
-        whole["token_type_ids"] = whole["token_type_ids"][:, : ids.shape[1]]
     for name, value in whole.items():
         # What has no rule of its own to grow by, such as the types by which Ernie chooses experts.
         if isinstance(value, Tensor) and value.shape == asked.shape:
