@@ -227,3 +227,20 @@ def test_a_pass_that_leaves_other_numbers_is_not_taken(checkpoints, monkeypatch)
 
     monkeypatch.setattr(packed_prompts, "_joined", counting_on)
     assert not model.packs_prompts
+
+
+def test_nor_is_one_behind_which_answers_would_go_on_elsewhere(checkpoints, monkeypatch):
+    model, checked = loaded(checkpoints, "qwen2_5_vl"), packed_prompts._checked
+    monkeypatch.setattr(packed_prompts, "_checked", lambda *given: checked(*given)._replace(next_position=7))
+    assert not model.packs_prompts
+
+
+def test_memory_that_runs_out_in_the_trial_says_nothing_of_the_model(checkpoints, monkeypatch):
+    model = loaded(checkpoints, "qwen2_5_vl")
+
+    def full(fronts, num_rows):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(packed_prompts, "_joined", full)
+    with pytest.raises(torch.OutOfMemoryError, match="no room"):
+        model.packs_prompts  # noqa: B018

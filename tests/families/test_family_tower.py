@@ -88,6 +88,17 @@ def test_a_tower_that_gives_other_features_is_found_out(checkpoints, name, dtype
     assert probing.encodes_together(model)
 
 
+def test_memory_that_runs_out_while_they_are_tried_says_nothing_of_the_tower(checkpoints, as_on_a_gpu, monkeypatch):
+    model = load_model("auto", str(checkpoints("internvl").folder))
+
+    def full(model, pixels):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(Auto, "image_features", full)
+    with pytest.raises(torch.OutOfMemoryError, match="no room"):
+        probing.encodes_together(model)
+
+
 def rounded(found: torch.Tensor, step: float) -> torch.Tensor:
     """Each number off by up to this share of it."""
     generator = torch.Generator().manual_seed(0)

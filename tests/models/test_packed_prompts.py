@@ -9,6 +9,7 @@ from transformers import LlamaConfig
 
 from data_engine.models.auto.forward import packed_prompts
 from data_engine.models.auto.forward.processed import ProcessedPrompt
+from data_engine.models.layers.answer_cache import CACHE
 from data_engine.models.layers.attention import DoesNotFit
 
 LENGTHS, WIDTH = (2, 3), 4
@@ -92,7 +93,7 @@ def test_features_of_images_follow_one_another_and_a_prompt_without_has_no_place
 @pytest.mark.parametrize(
     "more",
     [
-        {"attention_mask": torch.ones(1, 2), "past_key_values": object(), "use_cache": True},
+        {"attention_mask": torch.ones(1, 2), CACHE: object(), "use_cache": True},
         {"cache_position": torch.arange(2), "return_dict": True, "logits_to_keep": 1},
         {"per_layer_inputs": None, "output_attentions": False},
         # Without features that are added there.

@@ -185,7 +185,7 @@ def reads_ahead(model: Probed) -> bool:
     """
     prompt, other = _prompt(model, QUESTION), _prompt(model, f"Which {QUESTION}")
     # InstructBLIP's Q-Former looks at the picture in the light of the text, which it is given by itself.
-    if any(_differ(value, other.inputs[name]) for name, value in _beside_tokens(prompt)):
+    if not all(torch.equal(value, other.inputs[name]) for name, value in _beside_tokens(prompt)):
         return True
     ids, others = (one.inputs["input_ids"][0] for one in (prompt, other))
     place = next(place for place, both in enumerate(zip(ids, others, strict=False)) if both[0] != both[1])
@@ -199,15 +199,9 @@ def reads_ahead(model: Probed) -> bool:
     return any(difference(*both) > AHEAD for both in zip(*before, strict=True))
 
 
-def _beside_tokens(prompt: Prompt) -> Iterator[tuple[str, object]]:
+def _beside_tokens(prompt: Prompt) -> Iterator[tuple[str, Tensor]]:
     """The inputs of a prompt that are not of a value for each token."""
-    for name, value in prompt.inputs.items():
-        if not isinstance(value, Tensor) or value.shape[:2] != (1, prompt.length):
-            yield name, value
-
-
-def _differ(one: object, other: object) -> bool:
-    return not torch.equal(one, other) if isinstance(one, Tensor) else one != other
+    return ((name, value) for name, value in prompt.inputs.items() if value.shape[:2] != (1, prompt.length))
 
 
 def _differ_by_rounding(model: Probed, found: Sequence[Prefix], own: Sequence[Prefix]) -> bool:
