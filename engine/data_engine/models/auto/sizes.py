@@ -1,7 +1,6 @@
 """What a model of transformers is, before its weights are read: its decoder runs on a device without numbers."""
 
 import contextlib
-import copy
 import functools
 import logging
 from collections.abc import Iterator
@@ -99,7 +98,7 @@ def _measured(folder: Path) -> _Measured:
 
 @torch.inference_mode()
 def _run_on_meta(config: PreTrainedConfig) -> _Measured:
-    config = _without_growing_tables(config)
+    _stop_growing_tables(config)
     with torch.device("meta"):
         # Experts are multiplied together in bf16 alone on this device.
         model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16).eval()
@@ -116,7 +115,7 @@ def _run_on_meta(config: PreTrainedConfig) -> _Measured:
     kinds = layer_kinds(finding.noted)
     states = [one for layer in cache.layers if is_recurrent(layer) for one in tensors(layer)]
     sizes = CacheSizes(
-        sum(kind.values_per_token for kind in kinds), sum(one[0].numel() for one in states), _image_states(config)
+        sum(kind.values_per_token for kind in kinds), sum(one.numel() for one in states), _image_states(config)
     )
     return _Measured(sizes, all_called=not left)
 
@@ -156,13 +155,11 @@ def _image_states(config: PreTrainedConfig) -> int:
     return 2 * layers * text.num_key_value_heads * (text.hidden_size // text.num_attention_heads) * states
 
 
-def _without_growing_tables(config: PreTrainedConfig) -> PreTrainedConfig:
-    """A copy whose rotary tables do not look at the largest position, which a device without numbers does not have.
+def _stop_growing_tables(config: PreTrainedConfig) -> None:
+    """Have rotary tables not look at the largest position, which a device without numbers does not have.
 
     What layers keep does not depend on it.
     """
-    config = copy.deepcopy(config)
     for table in rope_tables(config.get_text_config(decoder=True)):
         if table.get("rope_type") in BY_LARGEST_POSITION:
             table["rope_type"] = "default"
-    return config
