@@ -1,13 +1,21 @@
 """What a model of transformers does with its logits, found by its own."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from data_engine.models.auto.parts import difference, fitted_head, layer_kinds
+from data_engine.models.auto.parts import (
+    difference,
+    find_decoder,
+    find_vision,
+    fitted_head,
+    layer_kinds,
+    output_weights,
+)
 from data_engine.models.layers.attention import DoesNotFit
 from data_engine.models.layers.head import Head
 from data_engine.models.layers.layer_kind import LayerKind
@@ -132,3 +140,55 @@ def test_layers_that_were_handed_the_keys_and_values_of_an_earlier_one_use_those
     noted = [first, Noted(merged[2:], values), first, first, Noted(merged[:2], torch.randn(2, 3, 5))]
     same = [None, None, 0, 0, None]
     assert layer_kinds(dict(enumerate(noted))) == [LayerKind(2, 8, 5, same_as=number) for number in same]
+
+
+class Part(nn.Module):
+    """Of a model: what it says of its own parts."""
+
+    def __init__(self, config: object = None, **parts: object) -> None:
+        super().__init__()
+        self.config = config
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def get_decoder(self) -> object:
+        return getattr(self, "decoder", self)
+
+    def get_output_embeddings(self) -> object:
+        return getattr(self, "head", None)
+
+    def get_encoder(self, modality: str) -> object:
+        return getattr(self, modality, self)
+
+
+def test_the_decoder_is_what_stands_without_a_head():
+    inner = Part()
+    assert find_decoder(Part(decoder=inner)) is inner
+    # As Llama 4 gives it.
+    assert find_decoder(Part(decoder=Part(lm_head=nn.Linear(4, 6), model=inner))) is inner
+    itself = Part()
+    for model in (itself, Part(decoder=None), Part(decoder=Part(lm_head=nn.Linear(4, 6)))):
+        with pytest.raises(DoesNotFit, match="it does not say which part of it is the text decoder"):
+            find_decoder(model)
+
+
+def test_the_tower_is_the_one_for_images_or_the_outermost_of_its_configuration():
+    config, films, images = object(), Part(), Part()
+    films.config = images.config = config
+    films.within = Part(config)
+    model = Part(SimpleNamespace(vision_config=config), films=films, pictures=images)
+    assert find_vision(model) is films
+    object.__setattr__(model, "image", images)
+    assert find_vision(model) is images
+    object.__setattr__(model, "image", Part())
+    assert find_vision(model) is films
+    assert find_vision(Part(SimpleNamespace(), head=nn.Linear(4, 6))) is None
+
+
+def test_a_head_has_weight_and_bias_wherever_it_stands():
+    head, plain = nn.Linear(4, 6), nn.Linear(4, 6, bias=False)
+    assert output_weights(Part(head=head)) == (head.weight, head.bias)
+    assert output_weights(Part(decoder=Part(lm_head=plain))) == (plain.weight, None)
+    for model in (Part(), Part(head=nn.Bilinear(4, 4, 6))):
+        with pytest.raises(DoesNotFit, match="its output layer is not a linear one"):
+            output_weights(model)
