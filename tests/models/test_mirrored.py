@@ -202,6 +202,11 @@ def test_a_write_to_what_was_taken_to_the_host_leaves_the_copies_right():
     assert ids.tolist() == [[7, 9, 9, 3, 9]]
 
 
+def test_what_code_takes_to_the_device_by_its_name_has_no_copy():
+    """The copy would be taken there as well."""
+    assert not is_known(pair(IDS).clone().to("meta", torch.int32))
+
+
 def test_floats_and_large_tensors_are_not_known():
     assert not is_known(pair(torch.ones(2)))
     assert not is_known(pair(IDS).float())
