@@ -121,7 +121,10 @@ def test_pixels_are_needed_where_a_forward_has_no_default_for_them(model, needed
     assert needs_pixels(model) == needed
 
 
-@pytest.mark.parametrize(("config", "taken"), [(Qwen2_5_VLConfig, True), (IdeficsConfig, False)])
+# A configuration without a model of images and text is as one whose model takes none.
+@pytest.mark.parametrize(
+    ("config", "taken"), [(Qwen2_5_VLConfig, True), (IdeficsConfig, False), (PreTrainedConfig, False)]
+)
 def test_types_of_tokens_go_to_models_that_are_called_with_them(config, taken):
     assert takes_token_types(config) == taken
 

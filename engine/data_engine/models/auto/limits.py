@@ -35,7 +35,8 @@ TOKEN_TYPES = "mm_token_type_ids"
 @functools.cache
 def takes_token_types(config: type[PretrainedConfig]) -> bool:
     """Whether models of a configuration are called with the types of tokens."""
-    return TOKEN_TYPES in inspect.signature(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[config].forward).parameters
+    model = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(config, None)
+    return model is not None and TOKEN_TYPES in inspect.signature(model.forward).parameters
 
 
 def needs_pixels(model: type[PreTrainedModel]) -> bool:

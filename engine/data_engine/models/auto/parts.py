@@ -108,7 +108,7 @@ def fitted_head(head: Head, hidden_D: Tensor, logits_V: Tensor, config: object) 
         # Granite divides by the second, HyperCLOVA X multiplies.
         if value := getattr(config, name, None):
             scales += [value, 1 / value]
-    caps = [None, getattr(config, "final_logit_softcapping", None)]
+    caps = [None, *filter(None, [getattr(config, "final_logit_softcapping", None)])]
     unsaid_V = logits_V <= torch.finfo(logits_V.dtype).min
     never = unsaid_V.nonzero()[:, 0] if unsaid_V.any() else None
     heads = [Head(head.weight, head.bias, scale, cap, never) for scale, cap in itertools.product(scales, caps)]
