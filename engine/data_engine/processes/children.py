@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from data_engine.errors import UserError
-from data_engine.processes.signals import STOPS
+from data_engine.processes.signals import STOPS, handle
 
 POLL_S = 0.1
 # A signal repeated within this time counts once: SLURM signals all processes of a job.
@@ -44,14 +44,11 @@ class Children:
         self._lock = os.open(self._lock_file, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             self._take()
-            # A signal that is ignored, as a hang-up is under nohup, stays so.
-            heard = [number for number in STOPS if signal.getsignal(number) != signal.SIG_IGN]
-            before = {number: signal.signal(number, self._note) for number in heard}
+            restore = handle(self._note, *STOPS)
             try:
                 yield
             finally:
-                for number, handler in before.items():
-                    signal.signal(number, handler)
+                restore()
         finally:
             os.close(self._lock)
 

@@ -20,8 +20,6 @@ SAME_SIGNAL_S = 2.0
 AGAIN_S = 5.0
 # And after so long where Python dropped it, or a commit put it off.
 SOON_S = 0.01
-
-
 INTERRUPTED = "interrupted; run the same command again to go on"
 
 
@@ -35,6 +33,22 @@ class Interrupted(KeyboardInterrupt):
     """
 
 
+def handle(handler: Callable[[int, FrameType | None], None], *numbers: int) -> Callable[[], None]:
+    """Have a handler for signals; one that is ignored, as by nohup, stays so. Returns what restores the handlers that
+    there were.
+    """
+    before = {number: signal.getsignal(number) for number in numbers}
+    heard = [number for number, earlier in before.items() if earlier is not signal.SIG_IGN]
+    for number in heard:
+        signal.signal(number, handler)
+
+    def restore() -> None:
+        for number in heard:
+            signal.signal(number, before[number] or signal.SIG_DFL)
+
+    return restore
+
+
 @contextlib.contextmanager
 def interrupted_by_signals() -> Iterator[None]:
     """The signals STOPS interrupt what runs inside, so that nothing half-written is left."""
@@ -46,21 +60,14 @@ def interrupted_by_signals() -> Iterator[None]:
 
 
 def interrupt_by_signals() -> Callable[[], None]:
-    """From now on the signals STOPS raise Interrupted. Returns what restores their handlers.
-
-    One that the process was started to ignore, as by nohup, stays ignored.
-    """
-    before = {number: signal.getsignal(number) for number in (*STOPS, signal.SIGALRM)}
-    heard = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
-    for number in heard:
-        signal.signal(number, _interrupt)
+    """From now on the signals STOPS raise Interrupted. Returns what restores their handlers."""
+    restore_handlers = handle(_interrupt, *STOPS, signal.SIGALRM)
     let_go = _raised_again(KeyboardInterrupt)
 
     def restore() -> None:
         let_go()
         signal.setitimer(signal.ITIMER_REAL, 0)
-        for number in heard:
-            signal.signal(number, before[number] or signal.SIG_DFL)
+        restore_handlers()
 
     return restore
 
@@ -68,9 +75,7 @@ def interrupt_by_signals() -> Callable[[], None]:
 def end_with(code: int) -> None:
     """For the end of a program, which torch makes long: a signal ends it at once, with the exit code that it has."""
     signal.setitimer(signal.ITIMER_REAL, 0)
-    for number in STOPS:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, lambda *_: os._exit(code))
+    handle(lambda *_: os._exit(code), *STOPS)
 
 
 def ignore() -> None:
@@ -94,15 +99,11 @@ def leaving_at_once() -> Iterator[None]:
 
     Elsewhere they wait until a module is imported: see _imports.
     """
-    before = {number: signal.getsignal(number) for number in STOPS}
-    heard = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
-    for number in heard:
-        signal.signal(number, _leave)
+    restore = handle(_leave, *STOPS)
     try:
         yield
     finally:
-        for number in heard:
-            signal.signal(number, before[number] or signal.SIG_DFL)
+        restore()
 
 
 def _leave(_number: int, _frame: FrameType | None) -> None:
