@@ -90,8 +90,8 @@ def may_pack(model: Packable) -> bool:
     """
     crosses = any(kind.cross for kind in model.layers)
     experts = any("expert" in name for name, _ in model.decoder.named_modules())
-    by_row = not (model.answers_in_rows or crosses or experts or rotary.follow_largest(model.decoder))
-    return by_row and not model.is_split
+    others = crosses or experts or rotary.follow_largest(model.decoder)
+    return not (model.is_split or model.answers_in_rows or others)
 
 
 @torch.inference_mode()
